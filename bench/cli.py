@@ -1,0 +1,357 @@
+"""The command line. A command imports what it needs when it is called: `bench --help` is quick."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
+
+\b
+First steps:
+  bench run --suite smoke      everything once, tiny, in about 3 minutes
+  bench run --suite main       the comparison; the profile is chosen from the hardware
+  bench report main            the tables and figures again
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+data_app = typer.Typer(help="Look at data sets: check, stats, preview.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+class Executor(StrEnum):
+    """Who runs the trials."""
+
+    ray = "ray"
+    local = "local"
+
+
+class Listing(StrEnum):
+    """What `bench list` lists."""
+
+    suites = "suites"
+    methods = "methods"
+    profiles = "profiles"
+    runs = "runs"
+
+
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.", metavar="DIR")]
+Folders = Annotated[
+    list[Path],
+    typer.Argument(help="Data set folders (with train.json), or folders of such.", metavar="DIR..."),
+]
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Option(help="What to run; see `bench list suites`.")] = "main",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A data set folder in the BiomedParse layout, or a folder of such; may be repeated. "
+            "Without it the phantom is generated.",
+            metavar="DIR",
+        ),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="The scale; default: chosen from the hardware.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Only these, e.g. boltzformer,sam.", metavar="A,B")] = None,
+    backbones: Annotated[str | None, typer.Option(help="Only these of the profile.", metavar="A,B")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2.", metavar="0,1")] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="ray: trials side by side; local: one by one here.")
+    ] = Executor.ray,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Folder under runs/; default: the suite, with --data also the data sets' names."),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan, data problems and estimate; train nothing.")
+    ] = False,
+) -> None:
+    """Run the trials of a suite that are missing, then print the Dice table and write the report.
+
+    \b
+    Stop it at any time: the same command goes on where it stopped. Exit codes: 0 all well, 1 a trial failed,
+    2 bad input, 130 stopped.
+
+    \b
+    Examples:
+      bench run --suite main
+      bench run --suite main --data data/openkbp --data data/idrid --seeds 0,1,2
+      bench run --suite main --methods boltzformer,seem --dry-run
+    """
+    from bench import run as driver
+    from bench.plan import Request
+
+    request = Request(
+        suite=suite,
+        data=tuple(data or ()),
+        profile=profile,
+        methods=_names(methods),
+        backbones=_names(backbones),
+        seeds=_seeds(seeds),
+        executor=executor.value,
+        name=name,
+        runs_dir=runs_dir,
+    )
+    work = driver.dry_run if dry_run else driver.run
+    raise typer.Exit(work(request, _console()))
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="Name under the runs folder, or a folder.", metavar="NAME|DIR")],
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write tables and figures again from the records, and print the Dice table.
+
+    \b
+    Example:
+      bench report main
+    """
+    from reports.build import build_report
+    from reports.tables import to_rich
+
+    folder = runs_dir / name if (runs_dir / name).is_dir() else Path(name)
+    if not (folder / "suite.json").exists():
+        known = [path.parent.name for path in sorted(runs_dir.glob("*/suite.json"))]
+        have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
+        raise UserError(f"no suite.json in {folder}: {have}")
+    console = _console()
+    built = build_report(folder)
+    console.print(to_rich(built.main))
+    console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listing | None, typer.Argument(help="One of them; default: all.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """List suites, methods, profiles and runs.
+
+    \b
+    Example:
+      bench list methods
+    """
+    console = _console()
+    for kind in [what] if what else Listing:
+        console.print(_listing(kind, runs_dir))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Open MLflow's user interface on the store of these runs (until Ctrl-C).
+
+    \b
+    Example:
+      bench ui --port 5001
+    """
+    from bench.tracking import store_uri
+
+    uri = store_uri(runs_dir)
+    if uri.startswith(("http://", "https://")):
+        print(f"MLflow runs at {uri}: open it in a browser")
+        return
+    database = runs_dir / "mlflow.db"
+    if uri.startswith("sqlite:") and not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
+        raise UserError(f"{database} does not exist: start with `bench run`, or name the folder with --runs-dir")
+    print(f"http://127.0.0.1:{port} shows {uri}; Ctrl-C ends it")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    try:
+        raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@data_app.command()
+def check(folders: Folders) -> None:
+    """Look for every problem of data sets at once: exit code 2 and a table of them, 0 where there is none.
+
+    \b
+    Example:
+      bench data check data/openkbp data/idrid
+    """
+    from bench.data.check import check_datasets
+    from bench.data.dataset import find_datasets
+    from bench.plan import show_problems
+
+    console = _console()
+    found = find_datasets(folders)
+    problems = check_datasets(found)
+    if problems:
+        show_problems(problems, console)
+        raise typer.Exit(2)
+    console.print(f"no problems in {len(found)} data set{'s' * (len(found) != 1)}: {', '.join(p.name for p in found)}")
+
+
+@data_app.command()
+def stats(folders: Folders) -> None:
+    """Print the objects of data sets with their sizes (the columns of the paper's Table 9).
+
+    \b
+    Example:
+      bench data stats data/openkbp
+    """
+    from bench.data.dataset import find_datasets, load_dataset
+    from bench.data.stats import size_table
+
+    frame = size_table([load_dataset(folder) for folder in find_datasets(folders)])
+    rows = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.values.tolist()]
+    _console().print(_table([str(column) for column in frame.columns], rows))
+
+
+@data_app.command()
+def preview(
+    folder: Annotated[Path, typer.Argument(help="A data set folder.", metavar="DIR")],
+    out: Annotated[Path | None, typer.Option(help="The PNG to write; default: <data set>-preview.png here.")] = None,
+    count: Annotated[int, typer.Option(help="How many images.", min=1, max=400)] = 12,
+) -> None:
+    """Draw a sheet of images with their masks outlined.
+
+    \b
+    Example:
+      bench data preview data/openkbp --count 20 --out openkbp.png
+    """
+    from bench.data.dataset import find_datasets
+    from bench.data.preview import preview as draw
+
+    found = find_datasets([folder])
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {len(found)} data sets: name one of {', '.join(p.name for p in found)}")
+    print(draw(found[0], out or Path(f"{found[0].name}-preview.png"), count))
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """The options of `bench` itself."""
+    if version:
+        from bench import __version__
+
+        print(f"boltzbench {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """The console script: what the user can mend is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        _die(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        _die(f"no space left on device{where}: free some and run the same command again")
+
+
+def _die(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _console() -> Console:
+    """Bound to today's stdout: trials of the local executor replace sys.stdout while they run."""
+    from rich.console import Console
+
+    # a log file or a pipe has no width of its own, and 80 columns would fold the tables
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 140
+    return Console(file=sys.stdout, width=width)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--seeds {text!r} is no list of whole numbers: write e.g. --seeds 0,1,2") from None
+    if min(seeds) < 0:
+        raise UserError(f"--seeds {text!r}: a seed is not negative")
+    return seeds
+
+
+def _listing(kind: Listing, runs_dir: Path):
+    """One list as a table."""
+    if kind is Listing.runs:
+        return _runs(runs_dir)
+    if kind is Listing.methods:
+        from bench.methods import METHODS
+
+        rows = [[name, m.label, "yes" if m.trained else "no", m.source] for name, m in METHODS.items()]
+        return _table(["method", "label", "trained", "source"], rows)
+    if kind is Listing.profiles:
+        from experiments.profiles import PROFILES
+
+        rows = [[name, profile.title, ", ".join(profile.backbones)] for name, profile in PROFILES.items()]
+        return _table(["profile", "what it is", "backbones"], rows)
+    from experiments import SUITES
+
+    rows = [
+        [
+            name,
+            suite.title,
+            ", ".join(suite.methods),
+            ", ".join(map(str, suite.seeds)),
+            suite.profile or "by hardware",
+        ]
+        for name, suite in SUITES.items()
+    ]
+    return _table(["suite", "what it is", "methods", "seeds", "profile"], rows)
+
+
+def _runs(runs_dir: Path):
+    from bench.atomic import read_json
+    from bench.execute import run_state
+
+    rows = []
+    for file in sorted(runs_dir.glob("*/suite.json")):
+        suite = read_json(file, "remove the folder")
+        states = [run_state(file.parent / run_id)["state"] for run_id in suite["runs"]]
+        done = f"{states.count('finished')}/{len(states)}"
+        rows.append([file.parent.name, suite["suite"], suite["profile"], suite["split_hash"], done, suite["command"]])
+    return _table(["run", "suite", "profile", "split", "finished", "command"], rows)
+
+
+def _table(headers: list[str], rows: list[list[str]]):
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table

@@ -1,0 +1,153 @@
+"""How long a suite will take: costs per step, measured once (`experiments.costs`), times what the specs ask
+for.
+
+An estimate, printed as one: it knows nothing of a busy machine. During a run the display replaces it by what
+the trials really do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.environment import Hardware
+from bench.spec import PhantomSize, Profile, RunSpec
+from experiments.costs import (
+    BACKBONE_FACTOR,
+    COSTS,
+    GPU_SPEEDUP,
+    REFERENCE_SIZE,
+    UNKNOWN,
+    NnunetCost,
+    PlainCost,
+    TrainedCost,
+)
+
+if TYPE_CHECKING:
+    from bench.data.splits import Splits
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes of a split that cost time. `experts` maps (data set, object) to its number of training
+    images.
+    """
+
+    train_images: int
+    val_images: int
+    test_prompts: int
+    experts: dict[tuple[str, str], int]
+    image_size: int  # px, longest side
+
+
+def workload_of(splits: Splits) -> Workload:
+    """Counts a split."""
+    experts: dict[tuple[str, str], int] = {}
+    for sample in splits.train:
+        for target in sample.targets:
+            key = (sample.dataset, target.object)
+            experts[key] = experts.get(key, 0) + 1
+    return Workload(
+        train_images=len(splits.train),
+        val_images=len(splits.val),
+        test_prompts=sum(len(sample.targets) for sample in splits.test),
+        experts=experts,
+        image_size=max((max(s.height, s.width) for s in splits.train), default=REFERENCE_SIZE),
+    )
+
+
+def phantom_workload(size: PhantomSize, objects: dict[str, tuple[str, ...]], val_fraction: float = 0.2) -> Workload:
+    """The same for a phantom that is not generated yet: every object taken to be on every slice, an upper
+    bound.
+    """
+    train = size.patients * size.slices
+    test = size.test_patients * size.slices
+    kept = round(train * (1 - val_fraction))
+    return Workload(
+        train_images=kept * len(objects),
+        val_images=(train - kept) * len(objects),
+        test_prompts=sum(test * len(names) for names in objects.values()),
+        experts={(dataset, name): kept for dataset, names in objects.items() for name in names},
+        image_size=size.image_size,
+    )
+
+
+def estimate(spec: RunSpec, splits: Splits | Workload, hardware: Hardware) -> float:
+    """Seconds that one trial takes when it has a core (or GPU) to itself."""
+    work = splits if isinstance(splits, Workload) else workload_of(splits)
+    cost = COSTS.get(spec.method, UNKNOWN)
+    speed = 1 / GPU_SPEEDUP if hardware.gpus else 1.0
+    if isinstance(cost, NnunetCost) and spec.nnunet is not None:
+        return _nnunet_seconds(spec, work, cost, speed)
+    if isinstance(cost, TrainedCost) and spec.recipe is not None:
+        return _trained_seconds(spec, work, cost, speed)
+    plain = cost if isinstance(cost, PlainCost) else PlainCost(cost.startup, 0.0, cost.predict_prompt)
+    area = _area(work.image_size)
+    return plain.startup + area * (plain.train_image * work.train_images + plain.predict_prompt * work.test_prompts)
+
+
+def _trained_seconds(spec: RunSpec, work: Workload, cost: TrainedCost, speed: float) -> float:
+    recipe = spec.recipe
+    area = _area(recipe.image_size) * speed * BACKBONE_FACTOR.get(spec.backbone, 1.0)
+    validations = max(1, recipe.steps // max(1, recipe.validate_every))
+    return cost.startup + area * (
+        cost.train_image * recipe.steps * recipe.batch_images
+        + cost.validate_image * validations * work.val_images
+        + cost.predict_prompt * work.test_prompts
+    )
+
+
+def _nnunet_seconds(spec: RunSpec, work: Workload, cost: NnunetCost, speed: float) -> float:
+    budget = spec.nnunet
+    patch = min(budget.patch_size or work.image_size, work.image_size)
+    iterations = len(work.experts) * budget.epochs * budget.iterations_per_epoch
+    # nnU-Net's own batch for a 2D plan of this size is about a dozen
+    train = cost.train_patch * iterations * (budget.batch_size or 12) * _area(patch) * speed
+    area = _area(work.image_size)
+    prepare = cost.prepare_image * sum(work.experts.values()) * area
+    predict = cost.predict_prompt * work.test_prompts * area * speed
+    return cost.startup + cost.expert_startup * len(work.experts) + prepare + train + predict
+
+
+def _area(side: int) -> float:
+    return (side / REFERENCE_SIZE) ** 2
+
+
+def lanes(profile: Profile, hardware: Hardware) -> int:
+    """How many trials run side by side: by GPUs where the profile asks for one and there is one, else by
+    cores.
+    """
+    by_cores = max(1, int(hardware.cores / min(profile.cpus_per_trial, hardware.cores)))
+    if profile.gpus_per_trial and hardware.gpus:
+        return max(1, min(by_cores, int(len(hardware.gpus) / profile.gpus_per_trial)))
+    return by_cores
+
+
+def schedule(seconds: Sequence[float], lane_count: int) -> float:
+    """Wall seconds when the jobs start in the order given, each on the first free lane."""
+    free = [0.0] * max(1, lane_count)
+    for job in seconds:
+        heapq.heappush(free, heapq.heappop(free) + job)
+    return max(free)
+
+
+def longest_first(specs: Sequence[RunSpec], splits: Splits | Workload, hardware: Hardware) -> list[RunSpec]:
+    """The order in which the lanes end closest together (equal costs keep their order)."""
+    return sorted(specs, key=lambda spec: -estimate(spec, splits, hardware))
+
+
+def estimate_suite(specs: Sequence[RunSpec], splits: Splits | Workload, profile: Profile, hardware: Hardware) -> float:
+    """Wall seconds for all trials on the profile's lanes, longest first."""
+    work = splits if isinstance(splits, Workload) else workload_of(splits)
+    seconds = sorted((estimate(spec, work, hardware) for spec in specs), reverse=True)
+    return schedule(seconds, lanes(profile, hardware))
+
+
+def format_seconds(seconds: float) -> str:
+    """ "45 s", "12 min", "3 h 05 min": as exact as an estimate deserves."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

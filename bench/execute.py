@@ -1,0 +1,246 @@
+"""One RunSpec from start to records: resume policy, fit, predict, check, write, status last."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.atomic import read_json, write_json, write_text
+from bench.errors import UserError
+from bench.interface import Log, Method, Prediction, Sample
+from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
+from bench.runlog import RunLog
+from bench.spec import RunSpec
+
+if TYPE_CHECKING:
+    from bench.data.splits import Splits
+    from bench.tracking import Tracker
+
+
+def run_state(run_dir: Path) -> dict[str, Any]:
+    """What status.json says, {"state": "missing"} where there is none or a broken one."""
+    try:
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"state": "missing"}
+    return status if isinstance(status, dict) and "state" in status else {"state": "missing"}
+
+
+def is_finished(spec: RunSpec, run_dir: Path) -> bool:
+    """True where this very spec ended well and its records can be read: such a trial is not run again."""
+    status = run_state(run_dir)
+    if status["state"] != "finished" or status.get("spec_hash") != spec.hash:
+        return False
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = set(pq.read_schema(run_dir / "records.parquet").names)
+        versions = set(pq.read_table(run_dir / "records.parquet", columns=["schema_version"])[0].to_pylist())
+        pq.read_schema(run_dir / "predictions.parquet")
+    except (OSError, KeyError, pa.ArrowException):
+        return False
+    return columns == set(RECORD_COLUMNS) and versions <= {SCHEMA_VERSION}
+
+
+def execute(spec: RunSpec, suite_dir: Path, tracking_uri: str | None = None, parent: str | None = None) -> str:
+    """Runs one trial in `suite_dir`/<run id>, unless it is finished; "finished", "skipped" or "failed".
+
+    An exception of the method ends in status.json (state "failed", the error in one line) and error.txt (the
+    traceback), never in the caller: the other trials go on. Ctrl-C is passed on, with state "interrupted".
+    """
+    run_dir = suite_dir / spec.run_id
+    if is_finished(spec, run_dir):
+        return "skipped"
+    fresh = run_state(run_dir)["state"] == "missing"
+    started = time.time()
+    status: dict[str, Any] = {
+        "state": "running",
+        "error": None,
+        "started": _iso(started),
+        "spec_hash": spec.hash,
+    }
+    (run_dir / "progress.json").unlink(missing_ok=True)
+    write_json(run_dir / "spec.json", spec.model_dump(mode="json"))
+    write_json(run_dir / "status.json", status)
+    tracker = None
+    try:
+        tracker = _tracker(spec, suite_dir, tracking_uri, parent, fresh)
+        with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
+            status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker)
+    except Exception as error:
+        status |= {"state": "failed", "error": _one_line(error)}
+        # a full disk must not hide the reason: the status is the shorter of the two, and written in any case
+        with contextlib.suppress(OSError):
+            write_text(run_dir / "error.txt", traceback.format_exc())
+    except BaseException:
+        _end(run_dir, status | {"state": "interrupted"}, started, tracker)
+        raise
+    else:
+        (run_dir / "error.txt").unlink(missing_ok=True)
+        status["state"] = "finished"
+    _end(run_dir, status, started, tracker)
+    return status["state"]
+
+
+def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tracker | None) -> dict[str, Any]:
+    """The work itself; the FitSummary as a dict. Records and predictions are on disk when it returns."""
+    from bench import environment
+    from bench.data.splits import load_splits
+    from bench.methods import METHODS
+
+    splits = load_splits(suite_dir / "splits.json")
+    if splits.hash != spec.split_hash:
+        raise UserError(
+            f"{suite_dir / 'splits.json'} has split {splits.hash}, the run wants {spec.split_hash}: use another --name"
+        )
+    write_json(run_dir / "env.json", environment.describe(spec.seed))
+    environment.seed_everything(spec.seed)
+    log = RunLog(run_dir, tracker)
+    log.progress("prepare", 0, 1)
+    method: Method = METHODS[spec.method].build(spec)
+    fit = method.fit(splits.train, splits.val, run_dir, log)
+    records, predictions = collect(spec, splits, method, log)
+    write_table(predictions, run_dir / "predictions.parquet")
+    write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)
+    if tracker is not None:
+        checkpoints = sorted(run_dir.glob("*.pt"))
+        tracker.artifacts(*(run_dir / name for name in ("records.parquet", "spec.json", "env.json")), *checkpoints)
+        tracker.tag(budget=fit.budget, parameters=str(fit.parameters))
+        tracker.log(0, {"test_dice": _mean_dice(records), "train_seconds": fit.train_seconds})
+    return asdict(fit)
+
+
+def collect(spec: RunSpec, splits: Splits, method: Method, log: Log) -> tuple[list[dict], list[dict]]:
+    """Predicts the test split once: records (counts at original resolution) and predictions (run lengths).
+
+    Raises RuntimeError where the method leaves a target out, answers one twice or gives a mask of another
+    size.
+    """
+    from bench.data.dataset import load_mask
+    from bench.metrics import counts
+
+    records, masks = [], []
+    for prediction in checked(method.predict(splits.test, log), splits.test):
+        sample, target = prediction.sample, prediction.target
+        tp, fp, fn = (int(count) for count in counts(prediction.mask, load_mask(target.mask_file)))
+        ids = {"dataset": sample.dataset, "object": target.object, "image_id": sample.image_id}
+        size = {"height": sample.height, "width": sample.width}
+        records.append(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "spec_hash": spec.hash,
+                "split_hash": spec.split_hash,
+                "method": spec.method,
+                "backbone": spec.backbone,
+                "seed": spec.seed,
+                **ids,
+                "patient": sample.patient,
+                "prompt": target.prompts[0],
+                **{"tp": tp, "fp": fp, "fn": fn, "area_px": tp + fn},
+                **size,
+                "seconds": prediction.seconds,
+            }
+        )
+        root = splits.roots[sample.dataset]
+        files = {
+            "image_file": _relative(sample.image_file, root),
+            "mask_file": _relative(target.mask_file, root),
+        }
+        masks.append({**ids, **files, **size, "runs": encode_mask(prediction.mask)})
+    return records, masks
+
+
+def checked(predictions: Iterable[Prediction], samples: Sequence[Sample]) -> Iterator[Prediction]:
+    """Passes predictions on, and raises RuntimeError unless each (image, object) comes once with its image's
+    size.
+    """
+    missing = {(sample.dataset, sample.image_id, target.object) for sample in samples for target in sample.targets}
+    wanted = set(missing)
+    for prediction in predictions:
+        sample = prediction.sample
+        key = (sample.dataset, sample.image_id, prediction.target.object)
+        name = " / ".join(key)
+        if key not in wanted:
+            raise RuntimeError(f"the method predicted {name}, which is not in the test split")
+        if key not in missing:
+            raise RuntimeError(f"the method predicted {name} twice")
+        if prediction.mask.shape != (sample.height, sample.width) or prediction.mask.dtype != bool:
+            raise RuntimeError(
+                f"the mask of {name} is {prediction.mask.dtype} {prediction.mask.shape}, "
+                f"not bool {(sample.height, sample.width)}"
+            )
+        missing.discard(key)
+        yield prediction
+    if missing:
+        raise RuntimeError(f"the method left out {len(missing)} test targets, first {' / '.join(min(missing))}")
+
+
+def mark_interrupted(run_dir: Path) -> None:
+    """Turns a "running" that nobody runs any more (a killed worker) into "interrupted"."""
+    status = run_state(run_dir)
+    if status["state"] == "running":
+        write_json(run_dir / "status.json", status | {"state": "interrupted", "ended": _iso(time.time())})
+
+
+def _tracker(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | None, fresh: bool) -> Tracker | None:
+    if uri is None:
+        return None
+    from bench import environment
+    from bench.tracking import Tracker, flatten
+
+    git = environment.git_state()
+    tags = {
+        "split_hash": spec.split_hash,
+        "suite": spec.suite,
+        "profile": spec.profile,
+        "method": spec.method,
+    }
+    tags |= {f"version.{name}": version for name, version in environment.package_versions().items()}
+    tags |= {"git_commit": git["commit"], "git_dirty": str(git["dirty"])} if git else {}
+    suite = read_json(suite_dir / "suite.json", "run `bench run` again")
+    tags["data"] = "phantom" if suite.get("phantom") else ", ".join(suite.get("data", {}))
+    key = f"{spec.hash} {suite_dir.name}"
+    return Tracker(uri, key, spec.run_id, tags, flatten(spec.model_dump(mode="json")), parent, fresh)
+
+
+def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker | None) -> None:
+    ended = time.time()
+    write_json(run_dir / "status.json", status | {"ended": _iso(ended), "seconds": round(ended - started, 2)})
+    if tracker is not None:
+        outcome = {"finished": "FINISHED", "failed": "FAILED"}.get(status["state"], "KILLED")
+        tracker.artifacts(run_dir / "error.txt", run_dir / "status.json")
+        tracker.finish(outcome)
+
+
+@contextlib.contextmanager
+def _printing_to(output: Any) -> Iterator[None]:
+    """What a library prints goes into the run's output.log, not through the live display."""
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        yield
+
+
+def _mean_dice(records: Sequence[dict]) -> float:
+    """Mean Dice over all records, in 0..1: for MLflow's run list only; the tables weigh by data set."""
+    scores = [2 * row["tp"] / total for row in records if (total := 2 * row["tp"] + row["fp"] + row["fn"])]
+    return sum(scores) / len(scores) if scores else float("nan")
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"[:500]
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

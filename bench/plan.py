@@ -1,0 +1,268 @@
+"""What `bench run` is going to do, worked out and printed before anything is trained or written."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.environment import Hardware, detect_hardware
+from bench.errors import UserError, unknown_name
+from bench.estimate import (
+    Workload,
+    estimate,
+    estimate_suite,
+    format_seconds,
+    lanes,
+    phantom_workload,
+    workload_of,
+)
+from bench.spec import Profile, RunSpec, Suite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.data.check import Problem
+    from bench.data.dataset import Dataset
+    from bench.data.splits import Splits
+
+NOT_YET = "-" * 10  # stands for the split hash while the phantom is not generated
+
+
+@dataclass(frozen=True)
+class Request:
+    """`bench run` as asked for. None means: all of the suite's (or the profile's), or chosen by the
+    hardware.
+    """
+
+    suite: str = "main"
+    data: tuple[Path, ...] = ()
+    profile: str | None = None
+    methods: tuple[str, ...] | None = None
+    backbones: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    executor: str = "ray"
+    name: str | None = None
+    runs_dir: Path = Path("runs")
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this."""
+        words = ["bench", "run", "--suite", self.suite]
+        for folder in self.data:
+            words += ["--data", str(folder)]
+        lists = {"--methods": self.methods, "--backbones": self.backbones, "--seeds": self.seeds}
+        texts = {"--profile": self.profile, "--name": self.name}
+        texts |= {option: ",".join(map(str, values)) for option, values in lists.items() if values is not None}
+        texts["--executor"] = self.executor if self.executor != "ray" else None
+        texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
+        for option, text in texts.items():
+            words += [option, text] if text is not None else []
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A request with every name looked up; no data read yet."""
+
+    suite: Suite
+    profile: Profile
+    reason: str  # why this profile
+    hardware: Hardware
+    methods: tuple[str, ...]
+    backbones: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folders: tuple[Path, ...]  # data set folders; () is the phantom
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice with its data: what will be run, and where. `splits` is None while the phantom is not
+    generated.
+    """
+
+    choice: Choice
+    folder: Path  # runs/<name>
+    splits: Splits | None
+    work: Workload
+    specs: tuple[RunSpec, ...]  # in the tables' order
+
+    @property
+    def split_hash(self) -> str:
+        """The hash of the splits, dashes while there are none."""
+        return NOT_YET if self.splits is None else self.splits.hash
+
+
+def choose(request: Request, hardware: Hardware | None = None) -> Choice:
+    """Looks all names up. UserError (did you mean) for an unknown one or data that are not there."""
+    from bench.data.dataset import find_datasets
+    from bench.methods import METHODS
+    from experiments import SUITES, profiles
+
+    if request.suite not in SUITES:
+        raise unknown_name("suite", request.suite, SUITES)
+    suite = SUITES[request.suite]
+    hardware = hardware or detect_hardware()
+    if request.profile is not None:
+        name, reason = request.profile, "asked for"
+    elif suite.profile is not None:
+        name, reason = suite.profile, f"fixed by suite {suite.name}"
+    else:
+        chosen, reason = profiles.choose(hardware)
+        name = chosen.name
+    if name not in profiles.PROFILES:
+        raise unknown_name("profile", name, profiles.PROFILES)
+    profile = profiles.PROFILES[name]
+    methods = _pick("method", request.methods, suite.methods, METHODS, f"suite {suite.name}")
+    known = profiles.BACKBONE_LABELS
+    backbones = _pick("backbone", request.backbones, profile.backbones, known, f"profile {name}")
+    seeds = suite.seeds if request.seeds is None else tuple(dict.fromkeys(request.seeds))
+    folders = tuple(find_datasets(request.data)) if request.data else ()
+    return Choice(suite, profile, reason, hardware, methods, backbones, seeds, folders)
+
+
+def _pick(
+    kind: str, asked: Sequence[str] | None, default: Sequence[str], known: Iterable[str], where: str
+) -> tuple[str, ...]:
+    """The names asked for, in the default's order; a method outside the suite may be asked for, at the
+    end.
+    """
+    if asked is None:
+        return tuple(default)
+    known = list(known)
+    for name in asked:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+    if not asked:
+        raise UserError(f"no {kind} is left: name at least one of {where}: {', '.join(default)}")
+    return tuple(name for name in default if name in asked) + tuple(
+        dict.fromkeys(name for name in asked if name not in default)
+    )
+
+
+def make_plan(choice: Choice, request: Request, datasets: Sequence[Dataset] | None) -> Plan:
+    """Splits the data sets and lists the trials; `datasets` None is a phantom that is not generated yet."""
+    from bench.data.splits import make_splits
+    from bench.methods import METHODS, make_spec
+
+    splits = None if datasets is None else make_splits(datasets)
+    if splits is None:
+        work = phantom_workload(choice.profile.phantom, _phantom_objects(choice.profile))
+    else:
+        work = workload_of(splits)
+    split_hash = NOT_YET if splits is None else splits.hash
+    specs = [
+        make_spec(choice.suite, choice.profile, method, backbone, seed, split_hash)
+        for method in choice.methods
+        for backbone in (choice.backbones if METHODS[method].uses_backbone else ("-",))
+        for seed in choice.seeds
+    ]
+    name = request.name or "-".join([choice.suite.name, *(data.name for data in datasets or () if not data.phantom)])
+    if Path(name).name != name or name in ("data", "mlartifacts"):
+        raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
+    return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs))
+
+
+def phantom_folder(request: Request, profile: Profile) -> Path:
+    """Where the phantom of a profile is kept."""
+    from bench.data.phantom import folder_name
+
+    return request.runs_dir.resolve() / "data" / folder_name(profile.phantom, profile.objects)
+
+
+def _phantom_objects(profile: Profile) -> dict[str, tuple[str, ...]]:
+    from experiments.paper import DATASETS, TABLE_9
+
+    if profile.objects is not None:
+        return profile.objects
+    return {dataset: tuple(name for where, name in TABLE_9 if where == dataset) for dataset in DATASETS}
+
+
+def budget(spec: RunSpec, work: Workload) -> str:
+    """What a trial is given, in words."""
+    if spec.recipe is not None:
+        recipe = spec.recipe
+        return f"{recipe.steps} steps x {recipe.batch_images} images, {recipe.image_size} px"
+    if spec.nnunet is not None:
+        own = spec.nnunet
+        iterations = own.epochs * own.iterations_per_epoch
+        return f"{len(work.experts)} experts x {iterations} iterations, batch {own.batch_size or 'planned'}"
+    return "one pass over the training masks"
+
+
+def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
+    """Prints profile and why, data sets, split hash, trials with budget and estimate; `todo` is what is
+    missing.
+    """
+    from rich import box
+    from rich.table import Table
+
+    choice = plan.choice
+    console.print(f"[bold]{choice.suite.title}[/] (suite {choice.suite.name})", highlight=False)
+    console.print(f"profile  {choice.profile.name}: {choice.profile.title} ({choice.reason})", highlight=False)
+    console.print(f"machine  {choice.hardware}", highlight=False)
+    if choice.profile.gpus_per_trial and not choice.hardware.gpus:
+        console.print("[yellow]this profile is meant for GPUs and none is here: it will be very slow[/]")
+    if plan.splits is None:
+        size = choice.profile.phantom
+        console.print(
+            f"data     phantom, to be generated: {len(_phantom_objects(choice.profile))} data sets of "
+            f"{size.patients} + {size.test_patients} patients with {size.slices} slices, {size.image_size}px",
+            highlight=False,
+        )
+    else:
+        console.print(f"data     {'phantom' if plan.splits.phantom else 'real images'}, split {plan.split_hash}")
+        console.print(_data_table(plan.splits))
+    table = Table(box=box.SIMPLE_HEAD, title="trials", title_justify="left")
+    for header in ("method", "backbone", "seed", "budget"):
+        table.add_column(header)
+    table.add_column("estimate", justify="right")
+    waiting = {spec.run_id for spec in todo}
+    for spec in plan.specs:
+        seconds = estimate(spec, plan.work, choice.hardware)
+        note = format_seconds(seconds) if spec.run_id in waiting else "finished"
+        table.add_row(spec.method, spec.backbone, str(spec.seed), budget(spec, plan.work), note)
+    console.print(table)
+    count = lanes(choice.profile, choice.hardware)
+    total = estimate_suite(todo, plan.work, choice.profile, choice.hardware)
+    console.print(
+        f"{len(todo)} of {len(plan.specs)} trials to run, {count} side by side: about "
+        f"[bold]{format_seconds(total)}[/] (estimate)",
+        highlight=False,
+    )
+
+
+def _data_table(splits: Splits):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("data set")
+    for part in ("train", "validation", "test"):
+        table.add_column(f"{part}\nimages / targets / patients", justify="right")
+    parts = (splits.train, splits.val, splits.test)
+    for dataset in splits.roots:
+        cells = []
+        for part in parts:
+            samples = [sample for sample in part if sample.dataset == dataset]
+            targets = sum(len(sample.targets) for sample in samples)
+            cells.append(f"{len(samples)} / {targets} / {len({sample.patient for sample in samples})}")
+        table.add_row(dataset, *cells)
+    return table
+
+
+def show_problems(problems: Sequence[Problem], console: Console) -> None:
+    """All data problems as one table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{len(problems)} data problem{'s' * (len(problems) != 1)}", title_justify="left")
+    for header in ("data set", "file", "problem", "fix"):
+        table.add_column(header, overflow="fold")
+    for problem in problems:
+        # below the data set's folder: a whole path would be folded over several lines
+        file = problem.file.split(f"/{problem.dataset}/")[-1]
+        table.add_row(*(escape(part) for part in (problem.dataset, file, problem.problem, problem.fix)))
+    console.print(table)

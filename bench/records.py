@@ -1,0 +1,61 @@
+"""The instance record: one row per (image, prompt). Counts only; every score is derived in `reports`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+
+# column -> dtype. Ids first, then counts in pixels of the original image.
+RECORD_COLUMNS = {
+    "schema_version": "int16",
+    "spec_hash": "string",
+    "split_hash": "string",
+    "method": "string",
+    "backbone": "string",
+    "seed": "int64",
+    "dataset": "string",
+    "object": "string",
+    "image_id": "string",
+    "patient": "string",
+    "prompt": "string",
+    "tp": "int64",
+    "fp": "int64",
+    "fn": "int64",
+    "area_px": "int64",  # tp + fn
+    "height": "int32",
+    "width": "int32",
+    "seconds": "float64",  # prediction of this prompt, image features shared among the image's prompts
+}
+
+
+def write_table(rows: Sequence[dict], path: Path, columns: dict[str, str] | None = None) -> None:
+    """Writes rows as parquet, whole or not at all. With `columns`, exactly these, in this order and dtype."""
+    import pandas as pd
+
+    frame = pd.DataFrame(list(rows))
+    if columns is not None:
+        frame = frame.reindex(columns=list(columns)).astype(columns)
+    temporary = path.with_suffix(".tmp")
+    frame.to_parquet(temporary, index=False)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def encode_mask(mask: np.ndarray) -> list[int]:
+    """Run lengths of a (height, width) bool mask in row order, the first run being of zeros."""
+    flat = np.ascontiguousarray(mask, dtype=bool).ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return [0, *runs] if flat.size and flat[0] else runs
+
+
+def decode_mask(runs: Sequence[int], height: int, width: int) -> np.ndarray:
+    """The inverse of `encode_mask`: (height, width) bool."""
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, np.asarray(runs, dtype=np.int64)).reshape(height, width)

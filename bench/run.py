@@ -1,0 +1,298 @@
+"""The driver of a suite: data, splits, plan, trials that are missing, report. `bench run` calls `run`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.atomic import read_json, write_json
+from bench.errors import UserError
+from bench.estimate import estimate, lanes, longest_first
+from bench.execute import is_finished, run_state
+from bench.plan import Plan, Request, choose, make_plan, phantom_folder, show, show_problems
+from bench.records import SCHEMA_VERSION
+from bench.spec import Profile, RunSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.data.dataset import Dataset
+    from bench.tracking import Tracker
+
+FAILED, USER_ERROR, STOPPED = 1, 2, 130
+
+
+def dry_run(request: Request, console: Console) -> int:
+    """Prints the plan and every data problem, writes nothing. The exit code: 2 where there are data
+    problems.
+    """
+    choice = choose(request)
+    if not choice.folders and not phantom_folder(request, choice.profile).is_dir():
+        plan = make_plan(choice, request, None)
+    else:
+        folders = choice.folders or tuple(_subfolders(phantom_folder(request, choice.profile)))
+        if _report_problems(folders, console):
+            return USER_ERROR
+        plan = make_plan(choice, request, _load(folders))
+        check_folder(plan, request.runs_dir)
+    show(plan, console, missing(plan))
+    console.print("dry run: nothing was trained and nothing written", highlight=False)
+    return 0
+
+
+def run(request: Request, console: Console) -> int:
+    """Runs the trials of a suite that are missing, then the report. The exit code: 0, 1 (a trial failed), 2,
+    130.
+
+    UserError: unknown names, data that cannot be read, a folder of another split, a second run on one folder.
+    """
+    choice = choose(request)
+    if choice.folders:
+        if _report_problems(choice.folders, console):
+            return USER_ERROR
+        datasets = _load(choice.folders)
+    else:
+        datasets = _load(_phantom(request, choice.profile, console))
+    plan = make_plan(choice, request, datasets)
+    check_folder(plan, request.runs_dir)
+    with locked(plan.folder):
+        todo = missing(plan)
+        show(plan, console, todo)
+        write_suite(plan, request)
+        with _tracking(plan, request) as (uri, parent):
+            try:
+                _train(plan, request, todo, console, uri, parent)
+            except KeyboardInterrupt:
+                print(
+                    f"\nstopped; finished trials are kept. Go on where it stopped with:\n  {request.command}",
+                    file=sys.stderr,
+                )
+                if parent is not None:
+                    parent.finish("KILLED")
+                return STOPPED
+            failed = _failures(plan, console)
+            _report(plan, console, parent)
+            if parent is not None:
+                parent.finish("FAILED" if failed else "FINISHED")
+    return FAILED if failed else 0
+
+
+def missing(plan: Plan) -> list[RunSpec]:
+    """The trials without finished records, the longest first."""
+    todo = [spec for spec in plan.specs if not is_finished(spec, plan.folder / spec.run_id)]
+    return longest_first(todo, plan.work, plan.choice.hardware)
+
+
+def check_folder(plan: Plan, runs_dir: Path) -> None:
+    """UserError where the folder holds another suite, profile, split or schema version: tables must not mix
+    them.
+    """
+    file = plan.folder / "suite.json"
+    if not file.exists():
+        return
+    fix = f"choose another --name, or remove {plan.folder}"
+    there = read_json(file, fix)
+    here = {
+        "schema_version": SCHEMA_VERSION,
+        "suite": plan.choice.suite.name,
+        "profile": plan.choice.profile.name,
+        "split_hash": plan.split_hash,
+    }
+    for field, value in here.items():
+        if there.get(field) != value:
+            raise UserError(f"{file} has {field} {there.get(field)!r}, this run {value!r}: {fix}")
+
+
+def write_suite(plan: Plan, request: Request) -> None:
+    """Writes splits.json and suite.json: the runs of this command, and those of earlier ones on the same
+    folder.
+    """
+    from bench.methods import METHODS
+    from experiments.profiles import BACKBONE_LABELS
+
+    assert plan.splits is not None
+    plan.splits.save(plan.folder / "splits.json")
+    specs = _with_earlier(plan)
+    methods = list(dict.fromkeys(spec.method for spec in specs))
+    backbones = list(dict.fromkeys(spec.backbone for spec in specs if spec.backbone != "-"))
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "suite": plan.choice.suite.name,
+        "title": plan.choice.suite.title,
+        "profile": plan.choice.profile.name,
+        "split_hash": plan.split_hash,
+        "command": request.command,
+        "phantom": plan.splits.phantom,
+        "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
+        "runs": [spec.run_id for spec in specs],
+        "backbones": {name: BACKBONE_LABELS.get(name, name) for name in backbones},
+        "methods": {name: METHODS[name].label for name in methods},
+    }
+    write_json(plan.folder / "suite.json", value)
+
+
+def _with_earlier(plan: Plan) -> list[RunSpec]:
+    """This plan's trials and, in the tables' order, those that an earlier `--methods a,b` left in the folder.
+
+    An earlier run of the same method, backbone and seed but another recipe is superseded and left out.
+    """
+    specs = {(spec.method, spec.backbone, spec.seed): spec for spec in plan.specs}
+    file = plan.folder / "suite.json"
+    for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
+        try:
+            spec = RunSpec.model_validate_json((plan.folder / run_id / "spec.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        specs.setdefault((spec.method, spec.backbone, spec.seed), spec)
+    methods, backbones = plan.choice.suite.methods, plan.choice.profile.backbones
+
+    def place(names: Sequence[str], name: str) -> int:
+        return names.index(name) if name in names else len(names)
+
+    return sorted(
+        specs.values(),
+        key=lambda spec: (place(methods, spec.method), place(backbones, spec.backbone), spec.seed),
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder`/lock; UserError naming the process that holds it already. A dead holder's lock is
+    free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            pid = handle.read().strip() or "unknown"
+            raise UserError(
+                f"{folder} is in use by `bench run` of process {pid}: wait for it, or choose another --name"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        yield
+
+
+def _phantom(request: Request, profile: Profile, console: Console) -> list[Path]:
+    """The phantom's data set folders; generated where they are not there yet."""
+    from rich.progress import Progress
+
+    from bench.data.phantom import generate
+
+    folder = phantom_folder(request, profile)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits, and then finds it there
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("generating the phantom", total=None)
+            return generate(
+                folder,
+                profile.phantom,
+                profile.objects,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    from bench.data.dataset import find_datasets
+
+    return find_datasets([folder])
+
+
+def _load(folders: Sequence[Path]) -> list[Dataset]:
+    from bench.data.dataset import load_dataset
+
+    return [load_dataset(folder) for folder in folders]
+
+
+def _report_problems(folders: Sequence[Path], console: Console) -> bool:
+    from bench.data.check import check_datasets
+
+    problems = check_datasets(folders)
+    if problems:
+        show_problems(problems, console)
+    return bool(problems)
+
+
+@contextlib.contextmanager
+def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracker | None]]:
+    """The store, made before any worker starts, and the suite's parent run; (None, None) without MLflow."""
+    from bench import environment
+    from bench.tracking import Tracker, initialize_store, store_uri
+
+    uri = store_uri(request.runs_dir.resolve())
+    if not initialize_store(uri, request.runs_dir.resolve()):
+        yield None, None
+        return
+    choice = plan.choice
+    key = f"suite {plan.split_hash} {plan.folder.name}"
+    git = environment.git_state()
+    tags = {"split_hash": plan.split_hash, "suite": choice.suite.name, "profile": choice.profile.name}
+    tags |= {"data": "phantom" if plan.splits and plan.splits.phantom else ", ".join(plan.splits.roots)}
+    tags |= {"git_commit": git["commit"]} if git else {}
+    params: dict[str, Any] = {"suite": choice.suite.name, "profile": choice.profile.name}
+    yield uri, Tracker(uri, key, plan.folder.name, tags, params)
+
+
+def _train(
+    plan: Plan,
+    request: Request,
+    todo: Sequence[RunSpec],
+    console: Console,
+    uri: str | None,
+    parent: Tracker | None,
+) -> None:
+    if not todo:
+        return
+    from bench import tuning
+    from bench.display import Display
+
+    choice = plan.choice
+    count = 1 if request.executor == "local" else lanes(choice.profile, choice.hardware)
+    expected = {spec.run_id: estimate(spec, plan.work, choice.hardware) for spec in plan.specs}
+    title = f"{choice.suite.name} · {choice.profile.name} · {plan.folder}"
+    parent_id = parent.run_id if parent else None
+    # a failed trial gets another try, and must not be shown as failed until it has had it
+    for spec in todo:
+        (plan.folder / spec.run_id / "progress.json").unlink(missing_ok=True)
+    with Display(console, plan.folder, plan.specs, expected, count, title):
+        if request.executor == "local":
+            tuning.run_trials_here(todo, plan.folder, uri, parent_id)
+        else:
+            tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id)
+
+
+def _failures(plan: Plan, console: Console) -> list[RunSpec]:
+    """The trials that did not finish, each told with its reason and where the traceback is."""
+    failed = [spec for spec in plan.specs if run_state(plan.folder / spec.run_id)["state"] != "finished"]
+    for spec in failed:
+        run_dir = plan.folder / spec.run_id
+        reason = run_state(run_dir).get("error") or "its process was killed"
+        where = run_dir / "error.txt"
+        details = where if where.exists() else run_dir / "output.log"
+        console.print(
+            f"failed: {spec.run_id}: {reason}\n        see {details}",
+            markup=False,
+            highlight=False,
+            style="red",
+        )
+    return failed
+
+
+def _report(plan: Plan, console: Console, parent: Tracker | None) -> None:
+    from reports.build import build_report
+    from reports.tables import to_rich
+
+    report = build_report(plan.folder)
+    console.print(to_rich(report.main))
+    console.print(f"report   {report.html}", highlight=False, soft_wrap=True)
+    if parent is not None:
+        parent.artifacts(plan.folder / "report", plan.folder / "suite.json", plan.folder / "splits.json")

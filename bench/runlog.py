@@ -1,0 +1,122 @@
+"""`interface.Log` on files: progress.json for the live display, history.jsonl for the curves, and the
+tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Protocol
+
+from bench.atomic import write_json
+
+PROGRESS_INTERVAL = 1.0  # seconds between two writes of progress.json
+
+
+class MetricSink(Protocol):
+    """Where the points of the curves go besides the file; `bench.tracking.Tracker` is one."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One point per value at `step`."""
+
+
+class RunLog:
+    """Implements `interface.Log` for one run folder.
+
+    progress.json: {"phase", "step", "total", "started" (of the trial), "phase_started", "phase_first_step",
+    "updated" (Unix seconds), "metrics" (the last value of each), "best_val_dice"}.
+    history.jsonl: one object per line, {"step", "time" (seconds since the trial started), name: value, ...}.
+    """
+
+    def __init__(self, run_dir: Path, tracker: MetricSink | None = None):
+        self.run_dir = run_dir
+        self.tracker = tracker
+        self.started = time.time()
+        self.latest: dict[str, float] = {}
+        self.best_val_dice: float | None = None
+        self._phase: tuple[str, int, float] = ("start", 0, self.started)  # name, first step, when
+        self._written = 0.0
+        self._progress = ("start", 0, 0)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._history = run_dir / "history.jsonl"
+        self._seen = self._read_back()
+
+    def progress(self, phase: str, step: int, total: int) -> None:
+        """Writes progress.json, at most once a second, and always where a phase begins or ends."""
+        now = time.time()
+        new_phase = phase != self._phase[0]
+        if new_phase:
+            self._phase = (phase, step, now)
+        self._progress = (phase, step, total)
+        if new_phase or step >= total or now - self._written >= PROGRESS_INTERVAL:
+            self._write(now)
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Appends a line to history.jsonl and hands it to the tracker.
+
+        A value that the file already holds for this step is dropped: a restarted trial repeats its first
+        steps, and a curve must not get a second point there.
+        """
+        step = int(step)
+        known = self._seen.setdefault(step, set())
+        numbers = {name: float(value) for name, value in values.items()}
+        self._remember(numbers)
+        fresh = {name: value for name, value in numbers.items() if name not in known}
+        if not fresh:
+            return
+        known.update(fresh)
+        # JSON has no NaN; a diverged loss is a null that readers see as a gap
+        finite = {name: value if math.isfinite(value) else None for name, value in fresh.items()}
+        line = json.dumps({"step": step, "time": round(time.time() - self.started, 3), **finite})
+        with self._history.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+        if self.tracker is not None:
+            self.tracker.log(step, {name: value for name, value in fresh.items() if math.isfinite(value)})
+        self._write(time.time())
+
+    def _remember(self, numbers: dict[str, float]) -> None:
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        self.latest.update(finite)
+        dice = finite.get("val_dice")
+        if dice is not None:
+            self.best_val_dice = dice if self.best_val_dice is None else max(self.best_val_dice, dice)
+
+    def _write(self, now: float) -> None:
+        phase, step, total = self._progress
+        _, first_step, phase_started = self._phase
+        self._written = now
+        state = {
+            "phase": phase,
+            "step": step,
+            "total": total,
+            "started": self.started,
+            "phase_started": phase_started,
+            "phase_first_step": first_step,
+            "updated": now,
+            "metrics": self.latest,
+            "best_val_dice": self.best_val_dice,
+        }
+        write_json(self.run_dir / "progress.json", state, durable=False)
+
+    def _read_back(self) -> dict[int, set[str]]:
+        """Which values of which step the file holds. A torn last line (killed while writing) is cut off."""
+        seen: dict[int, set[str]] = {}
+        if not self._history.exists():
+            return seen
+        data = self._history.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with self._history.open("r+b") as handle:
+                handle.truncate(len(whole))
+        for line in whole.decode("utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                step = int(row["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            names = {name for name in row if name not in ("step", "time")}
+            seen.setdefault(step, set()).update(names)
+            self._remember({name: row[name] for name in names if isinstance(row[name], (int, float))})
+        return seen

@@ -1,0 +1,107 @@
+"""What is to be run, as frozen data: suites, profiles, and the RunSpec whose hash names a run. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from models.config import ModelConfig
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(Frozen):
+    """How a segmenter is trained; the same for every decoder of a suite."""
+
+    image_size: int  # px, square
+    steps: int
+    batch_images: int
+    prompts_per_image: int  # at most so many of an image's targets in a training batch
+    learning_rate: float
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    clip_norm: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: int = 100  # steps
+    patience: int = 5  # validations without a lower loss before the run stops early
+    # how often a data set is drawn, by its number of images n: proportional (n), square-root (n ** 0.5), uniform (1)
+    dataset_sampling: Literal["proportional", "square-root", "uniform"] = "square-root"
+    augment: bool = True  # appendix A.5
+
+
+class NnunetBudget(Frozen):
+    """What one nnU-Net expert is given. None leaves nnU-Net's own plan (patch, batch, network) as it is."""
+
+    epochs: int
+    iterations_per_epoch: int
+    batch_size: int | None = None
+    patch_size: int | None = None  # px, square; never more than the image
+    features: tuple[int, ...] | None = None  # channels per stage
+
+
+class PhantomSize(Frozen):
+    """How much phantom a profile generates."""
+
+    image_size: int
+    patients: int  # per data set, in the train folder
+    test_patients: int
+    slices: int  # per patient
+    seed: int = 0
+
+
+class Profile(Frozen):
+    """One scale of the same suite."""
+
+    name: str
+    title: str
+    recipe: Recipe
+    model: ModelConfig
+    backbones: tuple[str, ...]
+    nnunet: NnunetBudget
+    phantom: PhantomSize
+    objects: dict[str, tuple[str, ...]] | None = None  # phantom objects per data set; None is all 38 of Table 9
+    cpus_per_trial: float = 1
+    gpus_per_trial: float = 0
+
+
+class Suite(Frozen):
+    """A named comparison. `profile` fixes the scale; None lets the hardware choose."""
+
+    name: str
+    title: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    profile: str | None = None
+
+
+class RunSpec(Frozen):
+    """One trial. Two runs with equal specs are the same run; its id is a hash of everything here."""
+
+    suite: str
+    profile: str
+    method: str
+    backbone: str  # "-" where a method has none
+    seed: int
+    split_hash: str
+    recipe: Recipe | None = None  # None for methods that train by a recipe of their own
+    model: ModelConfig | None = None
+    nnunet: NnunetBudget | None = None
+
+    @property
+    def hash(self) -> str:
+        """The first 10 hex digits of the SHA-256 of the spec as canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def run_id(self) -> str:
+        """A folder name one can read: method, backbone, seed, hash."""
+        parts = [self.method, self.backbone, f"seed{self.seed}", self.hash]
+        return "-".join(part for part in parts if part != "-")

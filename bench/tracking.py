@@ -1,0 +1,210 @@
+"""MLflow as the index of the runs: the only file that imports mlflow. The run folders stay the truth.
+
+One parent run per suite folder, one child run per trial. A run is found again by its tag `bench_key`, so that
+a restarted trial goes on in the same MLflow run. No call here ever stops a trial: points that cannot be sent
+wait and are sent again later; the first failure is told once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT = "boltzbench"
+FLUSH_INTERVAL = 5.0  # seconds; a call to SQLite takes a third of a second when several trials write
+RETRY_INTERVAL = 60.0  # seconds before a tracker that failed is tried again
+BATCH = 1000  # metrics per call, MLflow's limit
+CHECKPOINT_LIMIT = 256 * 2**20  # bytes; larger artifacts stay in the run folder only
+
+
+def store_uri(runs_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else the SQLite file in `runs_dir`, absolute."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+
+
+def client(uri: str) -> Any:
+    """An MlflowClient that prints nothing, sends no telemetry and gives up on a dead server quickly."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+def initialize_store(uri: str, runs_dir: Path) -> bool:
+    """Creates the database and the experiment; False (told once on stderr) where the store cannot be reached.
+
+    The driver calls it before any worker starts: two processes that create MLflow's tables at once break
+    them.
+    """
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with (runs_dir / ".mlflow.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _experiment_id(client(uri), runs_dir if uri.startswith("sqlite:") else None)
+        return True
+    except Exception as error:
+        _warn(uri, error)
+        return False
+
+
+def _experiment_id(mlflow: Any, runs_dir: Path | None) -> str:
+    found = mlflow.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return found.experiment_id
+    # only our own SQLite store keeps artifacts beside it; a server decides that for itself
+    location = (runs_dir / "mlartifacts").resolve().as_uri() if runs_dir else None
+    return mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def _warn(uri: str, error: Exception) -> None:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    print(
+        f"warning: MLflow at {uri} is not reachable ({type(error).__name__}: {reason}); "
+        "the run goes on, everything is in the run folders",
+        file=sys.stderr,
+    )
+
+
+class Tracker:
+    """One MLflow run. Every method returns quietly whatever MLflow does."""
+
+    def __init__(
+        self,
+        uri: str,
+        key: str,
+        name: str,
+        tags: dict[str, str] | None = None,
+        params: dict[str, Any] | None = None,
+        parent: str | None = None,
+        fresh: bool = False,
+    ):
+        """Finds the run tagged bench_key=`key`, or creates it; `parent` is the parent run's id.
+
+        `fresh` says that what an earlier run of this key measured is gone from disk: a new run takes its key,
+        so that no curve gets every point twice.
+        """
+        self.uri = uri
+        self.run_id: str | None = None
+        self._name, self._key = name, key
+        self._tags = {"bench_key": key, **(tags or {})}
+        if parent:
+            self._tags["mlflow.parentRunId"] = parent
+        self._params = params or {}
+        self._fresh = fresh
+        self._pending: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
+        self._flushed = time.monotonic()
+        self._retry_at = 0.0
+        self._warned = False
+        self._client: Any = None
+        self._guard(lambda: None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Queues a point per value; they are sent in batches every few seconds."""
+        now = int(time.time() * 1000)
+        self._pending += [(name, float(value), now, int(step)) for name, value in values.items()]
+        if time.monotonic() - self._flushed >= FLUSH_INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what is queued."""
+        self._flushed = time.monotonic()
+        if self._pending:
+            self._guard(self._send)
+
+    def _send(self) -> None:
+        from mlflow.entities import Metric
+
+        while self._pending:
+            batch = self._pending[:BATCH]
+            self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            del self._pending[: len(batch)]
+
+    def tag(self, **tags: str) -> None:
+        """Sets tags: what may change from one start of the trial to the next."""
+
+        def send() -> None:
+            for name, value in tags.items():
+                self._client.set_tag(self.run_id, name, str(value))
+
+        self._guard(send)
+
+    def artifacts(self, *paths: Path, folder: str | None = None) -> None:
+        """Copies files, or folders with what is in them, to the run; missing and very large files are left
+        out.
+        """
+
+        def send() -> None:
+            for path in paths:
+                if path.is_dir():
+                    self._client.log_artifacts(self.run_id, str(path), folder or path.name)
+                elif path.exists() and path.stat().st_size <= CHECKPOINT_LIMIT:
+                    self._client.log_artifact(self.run_id, str(path), folder)
+
+        self._guard(send)
+
+    def finish(self, status: str) -> None:
+        """Sends the rest and ends the run: status is FINISHED, FAILED or KILLED."""
+        self._retry_at = 0.0
+        self.flush()
+        self._guard(lambda: self._client.set_terminated(self.run_id, status))
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            if self.run_id is None:
+                self._open()
+            action()
+        except Exception as error:
+            self._retry_at = time.monotonic() + RETRY_INTERVAL
+            if not self._warned:
+                _warn(self.uri, error)
+            self._warned = True
+
+    def _open(self) -> None:
+        from mlflow.entities import Param
+
+        self._client = client(self.uri)
+        experiment = _experiment_id(self._client, None)
+        found = self._client.search_runs([experiment], f"tags.bench_key = '{self._key}'", max_results=1)
+        if found and self._fresh:
+            self._client.set_tag(found[0].info.run_id, "bench_key", f"replaced {self._key}")
+            found = []
+        if found:
+            run_id = found[0].info.run_id
+            self._client.update_run(run_id, status="RUNNING")
+            for name, value in self._tags.items():
+                self._client.set_tag(run_id, name, str(value))
+        else:
+            run = self._client.create_run(experiment, tags=_strings(self._tags), run_name=self._name)
+            run_id = run.info.run_id
+            # a parameter cannot change in MLflow: set with the run, never again
+            params = [Param(name, value[:6000]) for name, value in _strings(self._params).items()]
+            self._client.log_batch(run_id, params=params[:100])
+        self.run_id = run_id
+
+
+def _strings(values: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"recipe": {"steps": 4}} -> {"recipe.steps": 4}: a spec as MLflow parameters; None is left out."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        elif item is not None:
+            flat[prefix + name] = item
+    return flat

@@ -1,0 +1,165 @@
+"""The training recipe, the same for every decoder: straight down the page."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
+from bench.environment import torch_device
+from bench.interface import Batch, FitSummary, Log, Prediction, Sample
+from bench.predict import autocast, generator_for, predict_samples
+from bench.spec import Recipe, RunSpec
+from models.losses import segmentation_loss
+
+CHECKPOINT = "model.pt"
+
+
+class TrainedSegmenter:
+    """Turns a segmenter (`build` makes it, with random weights) into a Method by the recipe of its spec."""
+
+    def __init__(self, spec: RunSpec, build: Callable[[], nn.Module]):
+        assert spec.recipe is not None
+        self.spec, self.recipe, self.build = spec, spec.recipe, build
+        self.model: nn.Module | None = None
+
+    def fit(self, train: Sequence[Sample], val: Sequence[Sample], run_dir: Path, log: Log) -> FitSummary:
+        """Trains, keeps the weights of the lowest validation loss in run_dir/model.pt, and loads them again."""
+        recipe, seed = self.recipe, self.spec.seed
+        device = torch.device(torch_device())
+        cache = run_dir.parent / "cache"
+        train_data = decode(train, recipe.image_size, cache / _cache_name("train", self.spec))
+        val_data = decode(val, recipe.image_size, cache / _cache_name("val", self.spec))
+
+        torch.manual_seed(seed)
+        model = self.build().to(device)
+        optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
+        sampling = torch.Generator(device).manual_seed(seed)
+        batches = training_batches(train_data, recipe, seed)
+
+        best_loss, best_dice, best_step, worse, images_seen = math.inf, 0.0, 0, 0, 0
+        start = time.perf_counter()
+        for step in range(1, recipe.steps + 1):
+            model.train()
+            batch = to_device(next(batches), device)
+            loss = batch_loss(model, batch, recipe.precision, sampling)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the training loss is {loss.item()} at step {step}")
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            images_seen += len(batch.images)
+            log.progress("train", step, recipe.steps)
+            if step % 10 == 0:
+                log.metrics(step, train_loss=loss.item(), learning_rate=schedule.get_last_lr()[0], norm=norm.item())
+
+            if step % recipe.validate_every == 0 or step == recipe.steps:
+                val_loss, val_dice = validate(model, val_data, recipe, seed)
+                log.metrics(step, val_loss=val_loss, val_dice=val_dice)
+                if val_loss < best_loss:
+                    best_loss, best_dice, best_step, worse = val_loss, val_dice, step, 0
+                    save_weights(model, run_dir / CHECKPOINT)
+                else:
+                    worse += 1
+                if worse >= recipe.patience:
+                    break
+
+        self.model = self._load(run_dir, model)
+        stopped = f"weights of step {best_step}" + ("" if step == recipe.steps else f", stopped at {step}")
+        return FitSummary(
+            budget=f"{step} steps x {recipe.batch_images} images ({stopped})",
+            train_seconds=time.perf_counter() - start,
+            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            images_seen=images_seen,
+            best_val_dice=best_dice,
+        )
+
+    def predict(self, samples: Iterable[Sample], log: Log) -> Iterator[Prediction]:
+        """Masks at original resolution from the selected weights."""
+        assert self.model is not None, "fit or load first"
+        recipe = self.recipe
+        return predict_samples(self.model, samples, recipe.image_size, recipe.precision, self.spec.seed, log)
+
+    def load(self, run_dir: Path) -> TrainedSegmenter:
+        """The weights an earlier `fit` left in `run_dir`."""
+        self.model = self._load(run_dir, self.build().to(torch_device()))
+        return self
+
+    def _load(self, run_dir: Path, model: nn.Module) -> nn.Module:
+        device = next(model.parameters()).device
+        model.load_state_dict(torch.load(run_dir / CHECKPOINT, map_location=device, weights_only=True))
+        return model
+
+
+def batch_loss(model: nn.Module, batch: Batch, precision: str, generator: torch.Generator) -> Tensor:
+    """The scalar loss of one batch; the forward pass under autocast, the loss in fp32."""
+    with autocast(batch.images.device, precision):
+        logits = model(batch.images, batch.prompts, batch.image_index, generator=generator)
+    return segmentation_loss(logits, batch.masks)
+
+
+def validate(model: nn.Module, data: DecodedSamples, recipe: Recipe, seed: int) -> tuple[float, float]:
+    """Mean loss and mean Dice over the prompts of `data` at training resolution; the same draws every time."""
+    device = next(model.parameters()).device
+    losses, dices, weights = [], [], []
+    model.eval()
+    for batch, samples in evaluation_batches(data, recipe.batch_images):
+        batch = to_device(batch, device)
+        with torch.inference_mode():
+            with autocast(device, recipe.precision):
+                generator = generator_for(samples[0].image_id, seed, device)
+                logits = model(batch.images, batch.prompts, batch.image_index, generator=generator)
+            losses.append(segmentation_loss(logits, batch.masks).item())
+            size = batch.masks.shape[-2:]
+            full = F.interpolate(logits.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            predicted, truth = full > 0, batch.masks > 0.5
+            both = (predicted & truth).sum((1, 2))
+            dices.append((2 * both / (predicted.sum((1, 2)) + truth.sum((1, 2))).clamp(min=1)).mean().item())
+            weights.append(len(batch.prompts))
+    total = sum(weights)
+    mean = lambda values: sum(v * w for v, w in zip(values, weights, strict=True)) / total  # noqa: E731
+    return mean(losses), mean(dices)
+
+
+def warmup_cosine(step: int, recipe: Recipe) -> float:
+    """The learning rate's factor: linear up, then a cosine down to zero at the last step."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`; prompts are strings and stay."""
+    masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
+    images = batch.images.to(device, non_blocking=True)
+    return Batch(images, batch.prompts, batch.image_index.to(device), masks)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The state dict, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(model.state_dict(), temporary)
+    temporary.replace(path)
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """Weight decay on matrices and kernels only: not on biases, norms and embeddings' single rows."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _cache_name(side: str, spec: RunSpec) -> str:
+    key = hashlib.sha256(f"{spec.split_hash} {side}".encode()).hexdigest()[:12]
+    return f"{side}-{spec.recipe.image_size}px-{key}"

@@ -1,0 +1,173 @@
+"""Ray Tune runs the trials of a suite: the only file that imports ray.
+
+Ray places the trials on cores and GPUs and nothing more: what is finished, what goes on and what failed is
+read from the run folders, so a killed driver loses nothing and a fresh Tuner is given the missing trials
+only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.environment import Hardware
+from bench.errors import UserError
+from bench.execute import execute, mark_interrupted, run_state
+from bench.spec import Profile, RunSpec
+
+POLL = 0.3  # seconds; how fast Ctrl-C is noticed
+OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
+ENVIRONMENT = {
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # after Ctrl-C, Tune's thread must not start another Ray
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # data paths and the tracking store keep their meaning
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a CPU trial sees no GPU
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",  # nnU-Net's experts
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def run_trials(
+    specs: Sequence[RunSpec],
+    suite_dir: Path,
+    profile: Profile,
+    hardware: Hardware,
+    tracking_uri: str | None = None,
+    parent: str | None = None,
+) -> None:
+    """Runs every spec once, in the order given, as many side by side as the profile's resources allow.
+
+    Returns when all have ended, however they ended: status.json in each run folder says how.
+    KeyboardInterrupt stops the trials, marks them "interrupted" and is passed on. UserError where Ray cannot
+    start.
+    """
+    if not specs:
+        return
+    storage = Path(tempfile.mkdtemp(prefix="boltzbench-"))
+    try:
+        with _ray(hardware, int(max(1, profile.cpus_per_trial))):
+            _fit(specs, suite_dir.resolve(), _resources(profile, hardware), storage, tracking_uri, parent)
+    finally:
+        for spec in specs:  # Ray is down: whatever still says "running" was killed
+            mark_interrupted(suite_dir / spec.run_id)
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def run_trials_here(
+    specs: Sequence[RunSpec], suite_dir: Path, tracking_uri: str | None = None, parent: str | None = None
+) -> None:
+    """The same in this process, one after the other: for debuggers, tests and machines where Ray does not
+    start.
+    """
+    for spec in specs:
+        execute(spec, suite_dir, tracking_uri, parent)
+
+
+def _resources(profile: Profile, hardware: Hardware) -> dict[str, float]:
+    """What one trial reserves, never more than there is: a trial that asks for a missing GPU would wait for
+    ever.
+    """
+    resources = {"cpu": min(profile.cpus_per_trial, hardware.cores)}
+    if profile.gpus_per_trial and hardware.gpus:
+        resources["gpu"] = min(profile.gpus_per_trial, len(hardware.gpus))
+    return resources
+
+
+@contextlib.contextmanager
+def _ray(hardware: Hardware, threads: int) -> Iterator[None]:
+    """A Ray of our own on this machine for as long as the trials run."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # OMP reads its variable once, when torch is loaded: it has to stand before the worker imports anything
+    worker_env = ENVIRONMENT | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    try:
+        ray.init(
+            address="local",
+            num_cpus=hardware.cores,
+            num_gpus=len(hardware.gpus),
+            object_store_memory=OBJECT_STORE,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": worker_env},
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"Ray does not start ({reason}): use --executor local") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _fit(
+    specs: Sequence[RunSpec],
+    suite_dir: Path,
+    resources: dict[str, float],
+    storage: Path,
+    tracking_uri: str | None,
+    parent: str | None,
+) -> None:
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trainable = _trainable([spec.model_dump_json() for spec in specs], str(suite_dir), tracking_uri, parent)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        param_space={"trial": tune.grid_search(list(range(len(specs))))},
+        tune_config=tune.TuneConfig(num_samples=1),  # no scheduler: a benchmark stops no trial early
+        run_config=tune.RunConfig(
+            name=suite_dir.name,
+            storage_path=str(storage),
+            failure_config=tune.FailureConfig(max_failures=0),
+            verbose=0,
+        ),
+    )
+    # in a thread of its own: Tune would take Ctrl-C for itself and carry on for a while
+    broken: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            broken.append(error)
+
+    thread = threading.Thread(target=fit, name="tune", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL)
+    if broken:
+        raise broken[0]
+
+
+def _trainable(
+    texts: list[str], suite_dir: str, tracking_uri: str | None, parent: str | None
+) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries."""
+
+    def trial(config: dict[str, Any]) -> None:
+        import torch
+        from ray import tune
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
+        execute(spec, Path(suite_dir), tracking_uri, parent)
+        fit = run_state(Path(suite_dir) / spec.run_id).get("fit") or {}
+        dice = fit.get("best_val_dice")
+        tune.report({"val_dice": float("nan") if dice is None else dice})
+
+    return trial

@@ -1,0 +1,55 @@
+"""What training and prediction cost: measured seconds per method, from which `bench.estimate` tells the
+duration.
+
+All numbers are wall seconds of one trial on one CPU core at the reference image size, with the `laptop`
+profile's model; image costs grow with the number of pixels. A GPU divides the image costs by `GPU_SPEEDUP`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFERENCE_SIZE = 256  # px, square
+GPU_SPEEDUP = 25.0
+BACKBONE_FACTOR: dict[str, float] = {}  # cost of a backbone relative to the one measured; 1 where not listed
+
+
+@dataclass(frozen=True)
+class TrainedCost:
+    """A decoder trained by the shared recipe."""
+
+    startup: float  # s: imports, data, building the model
+    train_image: float  # s per image of a training step, forward and backward
+    validate_image: float  # s per validation image, each time the loss is looked at
+    predict_prompt: float  # s per (image, prompt) of the test split, image features shared
+
+
+@dataclass(frozen=True)
+class NnunetCost:
+    """nnU-Net: one expert per (data set, object)."""
+
+    startup: float  # s: planning and preprocessing, once
+    expert_startup: float  # s per expert: process, network, plan
+    prepare_image: float  # s per training image and expert
+    train_patch: float  # s per patch of an iteration, at the reference size
+    predict_prompt: float  # s per (image, prompt)
+
+
+@dataclass(frozen=True)
+class PlainCost:
+    """A method without gradient steps."""
+
+    startup: float  # s
+    train_image: float  # s per training image
+    predict_prompt: float  # s per (image, prompt)
+
+
+COSTS: dict[str, TrainedCost | NnunetCost | PlainCost] = {
+    "boltzformer": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
+    "sam": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
+    "sam2": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
+    "seem": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
+    "nnunet": NnunetCost(startup=30, expert_startup=8, prepare_image=0.1, train_patch=0.12, predict_prompt=0.1),
+    "location_prior": PlainCost(startup=5, train_image=0.01, predict_prompt=0.003),
+}
+UNKNOWN = TrainedCost(startup=15, train_image=0.06, validate_image=0.03, predict_prompt=0.02)

@@ -1,0 +1,14 @@
+"""Table 1 of the paper, and with it Tables 2 and 9.
+
+    bench run --suite main
+
+The paper's numbers are in experiments/paper.py; runtimes and scores as measured stand in the README.
+"""
+
+from bench.spec import Suite
+
+SUITE = Suite(
+    name="main",
+    title="Text-prompted decoders on identical splits",
+    methods=("location_prior", "nnunet", "sam", "sam2", "seem", "boltzformer"),
+)

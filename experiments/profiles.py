@@ -1,0 +1,126 @@
+"""Scales of one suite: from two cores and minutes to the paper's 32 GPUs and 40 epochs (appendix A.4).
+
+`laptop` and `smoke` are what has been run; `gpu` and `paper` are the same code at other sizes.
+"""
+
+from __future__ import annotations
+
+from bench.environment import Hardware
+from bench.spec import NnunetBudget, PhantomSize, Profile, Recipe
+from models.config import FULL, ModelConfig
+
+BACKBONE_LABELS = {
+    "hiera_xt": "Hiera-XT",
+    "focal_xt": "Focal-XT",
+    "hiera_t": "Hiera-T",
+    "hiera_s": "Hiera-S",
+    "hiera_bp": "Hiera-BP",
+    "focal_l": "Focal-L",
+}
+
+# Small objects first; a large one here and there, so that the large size group of Table 2 is not empty.
+LAPTOP_OBJECTS = {
+    "LIDC-IDRI": ("nodule",),
+    "MSD-Lung": ("tumor",),
+    "MSD-Pancreas": ("tumor", "pancreas"),
+    "MSD-HepaticVessel": ("vessel", "tumor"),
+    "MSD-Colon": ("tumor",),
+    "AMOS22-CT": ("right adrenal gland", "left adrenal gland", "liver"),
+    "AMOS22-MRI": ("esophagus", "aorta", "spleen"),
+}
+
+LAPTOP_MODEL = ModelConfig(
+    width=96,
+    heads=4,
+    feedforward=192,
+    layers=6,
+    queries=10,
+    pixel_layers=2,
+    text_width=64,
+    text_layers=2,
+    text_heads=4,
+    context_length=32,
+)
+
+LAPTOP = Profile(
+    name="laptop",
+    title="2 cores, tiny backbones trained from scratch, 256 px",
+    recipe=Recipe(
+        image_size=256,
+        steps=500,
+        batch_images=16,
+        prompts_per_image=2,
+        learning_rate=1e-3,
+        validate_every=125,
+    ),
+    model=LAPTOP_MODEL,
+    backbones=("hiera_xt",),
+    nnunet=NnunetBudget(epochs=2, iterations_per_epoch=100, batch_size=4, patch_size=128, features=(16, 32, 64, 64)),
+    phantom=PhantomSize(image_size=256, patients=40, test_patients=16, slices=3),
+    objects=LAPTOP_OBJECTS,
+)
+
+SMOKE = LAPTOP.model_copy(
+    update={
+        "name": "smoke",
+        "title": "a few steps at 64 px: the way of the data, not a result",
+        "recipe": LAPTOP.recipe.model_copy(
+            update={"image_size": 64, "steps": 20, "validate_every": 10, "batch_images": 4}
+        ),
+        "nnunet": NnunetBudget(epochs=1, iterations_per_epoch=2, batch_size=2, patch_size=32, features=(8, 16)),
+        "phantom": PhantomSize(image_size=64, patients=3, test_patients=2, slices=1),
+        "objects": {name: objects[:1] for name, objects in LAPTOP_OBJECTS.items()},
+    }
+)
+
+GPU = Profile(
+    name="gpu",
+    title="one GPU, Hiera-S, 512 px, all 38 objects",
+    recipe=Recipe(
+        image_size=512,
+        steps=20_000,
+        batch_images=16,
+        prompts_per_image=4,
+        learning_rate=1e-4,
+        warmup_steps=500,
+        validate_every=1000,
+    ),
+    model=FULL.model_copy(update={"queries": 32}),
+    backbones=("hiera_s",),
+    nnunet=NnunetBudget(epochs=100, iterations_per_epoch=250),
+    phantom=PhantomSize(image_size=512, patients=400, test_patients=100, slices=4),
+    cpus_per_trial=8,
+    gpus_per_trial=1,
+)
+
+# Table 9 counts 41,000 test masks; 12 x 32 images a step and 40 epochs are about 9,000 steps.
+PAPER = Profile(
+    name="paper",
+    title="32 GPUs, 1024 px, 40 epochs: the recipe of appendix A",
+    recipe=Recipe(
+        image_size=1024,
+        steps=9_000,
+        batch_images=12 * 32,
+        prompts_per_image=4,
+        learning_rate=2e-5,
+        warmup_steps=500,
+        validate_every=225,
+    ),
+    model=FULL,
+    backbones=("hiera_s", "hiera_bp", "focal_l"),
+    nnunet=NnunetBudget(epochs=1000, iterations_per_epoch=250),
+    phantom=PhantomSize(image_size=1024, patients=2000, test_patients=400, slices=6),
+    cpus_per_trial=8,
+    gpus_per_trial=1,
+)
+
+PROFILES: dict[str, Profile] = {p.name: p for p in (SMOKE, LAPTOP, GPU, PAPER)}
+
+
+def choose(hardware: Hardware) -> tuple[Profile, str]:
+    """The profile for this hardware, and why in words."""
+    if len(hardware.gpus) >= 32:
+        return PAPER, f"{len(hardware.gpus)} GPUs"
+    if hardware.gpus:
+        return GPU, f"{len(hardware.gpus)} GPU ({hardware.gpus[0]})"
+    return LAPTOP, f"{hardware.cores} cores and no GPU"

@@ -1,0 +1,102 @@
+"""The transformer decoder of section 3.2: text-conditioned prior, then L blocks of sampled attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import MLP, CrossAttention, FeedForward, SelfAttention
+from models.boltzmann import annealed_temperature, sample_tokens, threshold_tokens
+from models.config import ModelConfig
+from models.position import sine_position
+
+# (layer, logits (P, m, N)) -> keep (P, m, N) bool, or None to attend to every token
+TokenChoice = Callable[[int, Tensor], Tensor | None]
+
+
+class Decoder(nn.Module):
+    """m latent queries per prompt that read the image where `attention` lets them, and become candidate masks."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        width, heads, feedforward = config.width, config.heads, config.feedforward
+        self.query_content = nn.Embedding(config.queries, width)
+        self.query_position = nn.Embedding(config.queries, width)
+        self.level = nn.Embedding(3, width)
+        self.cross_attention = nn.ModuleList(CrossAttention(width, heads) for _ in range(config.layers))
+        self.self_attention = nn.ModuleList(SelfAttention(width, heads) for _ in range(config.layers))
+        self.feed_forward = nn.ModuleList(FeedForward(width, feedforward) for _ in range(config.layers))
+        if config.text_prior:
+            self.prior_attention = SelfAttention(width, heads)
+            self.prior_feed_forward = FeedForward(width, feedforward)
+        self.norm = nn.LayerNorm(width)
+        self.mask_embedding = MLP(width, width, width, width)
+
+    def choose_tokens(self, layer: int, logits: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """The attention set of each query at `layer` from its mask logits on that layer's grid, (P, m, N)."""
+        config = self.config
+        if config.attention == "full":
+            return None
+        if config.attention == "threshold":
+            return threshold_tokens(logits)
+        noise = torch.rand(logits.shape, device=logits.device, generator=generator)
+        temperature = annealed_temperature(config.temperature, layer)
+        return sample_tokens(logits, temperature, config.sampling_ratio, noise)
+
+    def forward(
+        self,
+        visual: list[Tensor],
+        semantic: Tensor,
+        text: Tensor,
+        text_padding: Tensor,
+        image_index: Tensor,
+        generator: torch.Generator | None = None,
+        choose: TokenChoice | None = None,
+    ) -> Tensor:
+        """Candidate masks of every query.
+
+        visual: V at strides 32, 16, 8, each (B, d, h_s, w_s); semantic: S (B, d, h, w); text: (P, T, d);
+        text_padding: (P, T) bool, True = not a token; image_index: (P,) int64; generator: the only source of
+        randomness; choose: replaces `choose_tokens` (figures and comparisons). Returns logits (P, m, h, w).
+        """
+        if choose is None:
+            choose = lambda layer, logits: self.choose_tokens(layer, logits, generator)  # noqa: E731
+        prompts, queries_per_prompt = text.shape[0], self.config.queries
+        queries = self.query_content.weight.expand(prompts, -1, -1)
+        position = torch.cat((self.query_position.weight.expand(prompts, -1, -1), text.detach()), dim=1)
+        padding = F.pad(text_padding, (queries_per_prompt, 0), value=False)
+
+        if self.config.text_prior:  # Eq. 4
+            both = self.prior_attention(torch.cat((queries, text), dim=1), position, padding)
+            queries, text = both[:, :queries_per_prompt], both[:, queries_per_prompt:]
+            queries = self.prior_feed_forward(queries)
+
+        # Bilinear resizing is linear, so S is resized once per scale instead of each layer's mu . S.
+        scales = []
+        for level, features in enumerate(visual):
+            grid = features.shape[-2:]
+            tokens = features.flatten(2).transpose(1, 2) + self.level.weight[level]
+            field = F.interpolate(semantic.detach(), size=grid, mode="bilinear", align_corners=False)
+            place = sine_position(*grid, features.shape[1], features.device)
+            scales.append((tokens, field.flatten(2)[image_index], place))
+
+        for layer in range(self.config.layers):
+            tokens, field, place = scales[layer % len(scales)]
+            keep = None
+            if self.config.attention != "full":
+                with torch.no_grad():
+                    keep = choose(layer, self.embed(queries) @ field)
+            queries = self.cross_attention[layer](queries, self.query_position.weight, tokens, place, image_index, keep)
+            both = self.self_attention[layer](torch.cat((queries, text), dim=1), position, padding)
+            queries, text = both[:, :queries_per_prompt], both[:, queries_per_prompt:]
+            queries = self.feed_forward[layer](queries)
+
+        return (self.embed(queries) @ semantic.flatten(2)[image_index]).unflatten(-1, semantic.shape[-2:])
+
+    def embed(self, queries: Tensor) -> Tensor:
+        """mu = MLP(q), Eq. 3: (P, m, d) -> (P, m, d)."""
+        return self.mask_embedding(self.norm(queries))

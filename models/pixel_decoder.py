@@ -1,0 +1,62 @@
+"""X-Decoder's pixel decoder (appendix A.1): visual features V at strides 32, 16, 8 and the semantic map S at 4."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.position import sine_position
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution without bias, GroupNorm of 32 groups, and ReLU unless it is a lateral."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, activate: bool = True):
+        conv = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
+        nn.init.kaiming_uniform_(conv.weight, a=1)
+        super().__init__(conv, nn.GroupNorm(32, width), nn.ReLU() if activate else nn.Identity())
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm transformer encoder layer; the position goes to queries and keys only."""
+
+    def __init__(self, width: int, heads: int, feedforward: int):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        """(B, N, width), (N, width) -> (B, N, width)."""
+        keys = x + position
+        x = self.norm1(x + self.attention(keys, keys, x, need_weights=False)[0])
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class PixelDecoder(nn.Module):
+    """A transformer encoder on the stride-32 map, then a feature pyramid down to stride 4."""
+
+    def __init__(self, channels: list[int], width: int, heads: int, feedforward: int, layers: int):
+        super().__init__()
+        self.input_projection = nn.Conv2d(channels[3], width, 1)
+        self.encoder = nn.ModuleList(EncoderLayer(width, heads, feedforward) for _ in range(layers))
+        self.output32 = ConvBlock(width, width, 3)
+        # from stride 16 to stride 4
+        self.laterals = nn.ModuleList(ConvBlock(channels[i], width, 1, activate=False) for i in (2, 1, 0))
+        self.outputs = nn.ModuleList(ConvBlock(width, width, 3) for _ in range(3))
+        self.mask_features = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Backbone maps of strides 4, 8, 16, 32 -> ([V32, V16, V8], S), all (B, width, H / s, W / s)."""
+        coarse = self.input_projection(maps[3])
+        batch, width, rows, columns = coarse.shape
+        tokens = coarse.flatten(2).transpose(1, 2)
+        position = sine_position(rows, columns, width, coarse.device)
+        for layer in self.encoder:
+            tokens = layer(tokens, position)
+        x = self.output32(tokens.transpose(1, 2).reshape(batch, width, rows, columns))
+        visual = [x]
+        for lateral, output, finer in zip(self.laterals, self.outputs, (maps[2], maps[1], maps[0]), strict=True):
+            x = output(lateral(finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest"))
+            visual.append(x)
+        return visual[:3], self.mask_features(visual[3])

@@ -1,0 +1,80 @@
+"""The assembly: image encoder and text encoder, shared by every decoder, and BoltzFormer itself (Fig. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones import build_backbone, normalise
+from models.config import ModelConfig
+from models.decoder import Decoder, TokenChoice
+from models.pigma import PiGMA, query_ensemble
+from models.pixel_decoder import PixelDecoder
+from models.text_encoder import TextEncoder
+
+
+@dataclass
+class ImageFeatures:
+    """What a decoder sees of B images.
+
+    images: normalised (B, 3, H, W); visual: V at strides 32, 16, 8, each (B, d, H / s, W / s); semantic: S
+    (B, d, H / 4, W / 4).
+    """
+
+    images: Tensor
+    visual: list[Tensor]
+    semantic: Tensor
+
+
+class ImageEncoder(nn.Module):
+    """Backbone and pixel decoder: run once per image, whatever the number of prompts."""
+
+    def __init__(self, backbone: str, config: ModelConfig):
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        self.pixel_decoder = PixelDecoder(
+            self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers
+        )
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """RGB (B, 3, H, W) in 0..255."""
+        images = normalise(images)
+        visual, semantic = self.pixel_decoder(self.backbone(images))
+        return ImageFeatures(images, visual, semantic)
+
+
+def build_text_encoder(config: ModelConfig) -> TextEncoder:
+    """The text encoder every decoder of a comparison uses; its tokens have the decoder's width."""
+    return TextEncoder(config.text_width, config.text_layers, config.text_heads, config.width, config.context_length)
+
+
+class BoltzFormer(nn.Module):
+    """Image and text in, mask logits out; its decoder's attention is chosen by the config."""
+
+    def __init__(self, backbone: str, config: ModelConfig):
+        super().__init__()
+        self.image_encoder = ImageEncoder(backbone, config)
+        self.text_encoder = build_text_encoder(config)
+        self.decoder = Decoder(config)
+        self.pigma = PiGMA(config.queries, config.pigma_channels) if config.pigma else None
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: list[str],
+        image_index: Tensor,
+        generator: torch.Generator | None = None,
+        choose: TokenChoice | None = None,
+    ) -> Tensor:
+        """RGB (B, 3, H, W) in 0..255, P prompts, (P,) int64 -> logits (P, H / 2, W / 2).
+
+        Without PiGMA the logits are (P, H / 4, W / 4). `generator` is the only source of randomness.
+        """
+        features = self.image_encoder(images)
+        text, padding = self.text_encoder(prompts)
+        candidates = self.decoder(features.visual, features.semantic, text, padding, image_index, generator, choose)
+        if self.pigma is None:
+            return query_ensemble(candidates)
+        return self.pigma(candidates, features.images, image_index)

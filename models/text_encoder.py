@@ -1,0 +1,70 @@
+"""CLIP-style text encoder and CLIP's tokenizer, offline (appendix A.2)."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@lru_cache(maxsize=1)
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, from the merges that open-clip-torch carries (the package is not imported)."""
+    package = importlib.util.find_spec("open_clip").submodule_search_locations[0]
+    lines = gzip.decompress((Path(package) / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(c + "</w>" for c in letters), *("".join(m.split()) for m in merges), START, END]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=77)
+
+
+def tokenize(prompts: list[str], context_length: int = 77) -> tuple[Tensor, Tensor]:
+    """Prompts -> ids (P, T) int64 and attention mask (P, T) int64, padded to the longest; cut at `context_length`."""
+    batch = clip_tokenizer()(prompts, padding=True, truncation=True, max_length=context_length, return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+class TextEncoder(nn.Module):
+    """Causal transformer (QuickGELU), then a projection to the decoder's width; every token is used."""
+
+    def __init__(self, width: int, layers: int, heads: int, output: int, context_length: int = 77):
+        super().__init__()
+        self.context_length = context_length
+        config = CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=context_length,
+            hidden_act="quick_gelu",
+            layer_norm_eps=1e-12,
+        )
+        self.transformer = CLIPTextModel(config)
+        self.projection = nn.Linear(width, output, bias=False)
+
+    def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """P prompts -> tokens (P, T, output), zero where padded, and padding (P, T) bool, True = not a token.
+
+        Equal prompts are encoded once.
+        """
+        unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        ids, attention = tokenize(list(unique), self.context_length)
+        device = self.projection.weight.device
+        tokens = self.encode(ids.to(device), attention.to(device))
+        rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)
+        padding = attention.to(device)[rows] == 0
+        return tokens[rows].masked_fill(padding[..., None], 0.0), padding
+
+    def encode(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Token ids and attention mask (P, T) -> (P, T, output)."""
+        hidden = self.transformer(input_ids=ids, attention_mask=attention).last_hidden_state
+        return self.projection(hidden)

@@ -1,0 +1,184 @@
+"""From counts to scores: Dice per case, means per data set, object and size group. All vectorised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from experiments.paper import TABLE_9
+from reports.grid import Grid
+from reports.strata import area_percent
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Dice of C cases for R rows, averaged over seeds.
+
+    cases: the grid's frame with `area_pct`; dice: (C, R) float64 percent, NaN in a gap and where truth and
+    prediction are both empty; present: (C, R) bool; complete: (R,) bool, rows that have every case of every
+    data set (only these get an average); seconds: (R,) mean seconds per prompt; both_empty: (R,) int64,
+    records without Dice.
+    """
+
+    cases: pd.DataFrame
+    dice: np.ndarray
+    present: np.ndarray
+    complete: np.ndarray
+    seconds: np.ndarray
+    both_empty: np.ndarray
+
+
+def dice_percent(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
+    """100 * 2tp / (2tp + fp + fn), float64; NaN where prediction and truth are both empty."""
+    tp, fp, fn = (np.asarray(count, dtype=np.float64) for count in (tp, fp, fn))
+    total = 2 * tp + fp + fn
+    return np.divide(200 * tp, total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def score(records: pd.DataFrame, grid: Grid) -> Scores:
+    """Dice of every case and row of the grid. Seeds are averaged case by case, before anything else."""
+    shape = (len(grid.cases), len(grid.rows))
+    place = grid.case_code * shape[1] + grid.row_code
+    dice = dice_percent(records["tp"], records["fp"], records["fn"])
+    valid = ~np.isnan(dice)
+
+    def per_cell(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(place, weights, minlength=shape[0] * shape[1]).reshape(shape)
+
+    mean = _ratio(per_cell(np.where(valid, dice, 0.0)), per_cell(valid.astype(np.float64)))
+    cases = grid.cases.assign(area_pct=area_percent(*(grid.cases[name] for name in ("area_px", "height", "width"))))
+    seconds = records["seconds"].to_numpy(dtype=np.float64)
+    timed = ~np.isnan(seconds)
+    return Scores(
+        cases=cases,
+        dice=np.where(grid.present, mean, np.nan),
+        present=grid.present,
+        complete=grid.present.all(axis=0) & (set(grid.cases["dataset"]) == set(grid.datasets)) & (shape[0] > 0),
+        seconds=_ratio(per_cell(np.where(timed, seconds, 0.0)).sum(axis=0), per_cell(timed * 1.0).sum(axis=0)),
+        both_empty=per_cell(~valid * 1.0).sum(axis=0).astype(np.int64),
+    )
+
+
+def dataset_means(scores: Scores, datasets: tuple[str, ...]) -> np.ndarray:
+    """(R, len(datasets)) mean Dice over each data set's cases, all objects pooled; NaN where a case is
+    missing."""
+    return _means_by(scores, pd.Categorical(scores.cases["dataset"], categories=list(datasets)).codes, len(datasets))
+
+
+def dataset_average(means: np.ndarray) -> np.ndarray:
+    """(R, D) -> (R,): the unweighted mean over data sets (the paper's Avg.), NaN if one is missing."""
+    return means.mean(axis=1) if means.shape[1] else np.full(len(means), np.nan)
+
+
+def per_object(scores: Scores) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Frame (dataset, object, support) of O objects, and their mean and median Dice, (O, R), NaN in a gap."""
+    sizes = object_sizes(scores.cases)
+    objects = pd.MultiIndex.from_frame(sizes[["dataset", "object"]])
+    codes = objects.get_indexer(pd.MultiIndex.from_frame(scores.cases[["dataset", "object"]]))
+    medians = pd.DataFrame(scores.dice).groupby(codes).median().reindex(range(len(objects))).to_numpy()
+    means = _means_by(scores, codes, len(objects)).T
+    frame = sizes[["dataset", "object"]].assign(support=np.bincount(codes, minlength=len(objects)))
+    return frame, means, np.where(np.isnan(means), np.nan, medians)
+
+
+def object_sizes(cases: pd.DataFrame) -> pd.DataFrame:
+    """The paper's Table 9 from cases with `dataset`, `object`, `image_id` and `area_pct`.
+
+    Columns dataset, object, area_mean_pct, area_median_pct, area_min_pct, area_max_pct, support (number of
+    masks; one mask asked for by several prompts counts once). Rows in the paper's order, then others
+    alphabetically.
+    """
+    masks = cases.drop_duplicates(["dataset", "object", "image_id"])
+    frame = masks.groupby(["dataset", "object"], sort=True)["area_pct"].agg(["mean", "median", "min", "max", "size"])
+    frame.columns = [*(f"area_{name}_pct" for name in ("mean", "median", "min", "max")), "support"]
+    order = {pair: place for place, pair in enumerate(TABLE_9)}
+    pairs = sorted(frame.index, key=lambda pair: (order.get(pair, len(order)), pair))
+    return frame.loc[pairs].reset_index()
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """Sums over the patients of one data set: all that a (re)weighted mean needs.
+
+    dice and valid: (K, G, R) sum of Dice and number of cases with Dice; members: (K, G) and size: (K,)
+    numbers of cases, for K patients, G size groups, R rows.
+    """
+
+    dice: np.ndarray
+    valid: np.ndarray
+    members: np.ndarray
+    size: np.ndarray
+
+
+def cluster_sums(scores: Scores, groups: np.ndarray) -> list[ClusterSums]:
+    """One ClusterSums per data set that has cases, alphabetically; `groups` is (C, G) bool."""
+    sums = []
+    for _, cases in scores.cases.groupby("dataset", sort=True):
+        patients, _ = pd.factorize(cases["patient"], sort=True)
+        dice, group = scores.dice[cases.index], groups[cases.index].astype(np.float64)
+        valid = ~np.isnan(dice)
+        ones = np.ones(len(cases))
+        indicator = sparse.csr_array((ones, (patients, np.arange(len(cases)))))
+
+        def per_patient(rows: np.ndarray, group=group, indicator=indicator) -> np.ndarray:
+            product = group[:, :, None] * rows[:, None, :]
+            return (indicator @ product.reshape(len(rows), -1)).reshape(-1, *product.shape[1:])
+
+        sums.append(
+            ClusterSums(
+                dice=per_patient(np.where(valid, dice, 0.0)),
+                valid=per_patient(valid.astype(np.float64)),
+                members=indicator @ group,
+                size=indicator @ ones,
+            )
+        )
+    return sums
+
+
+def group_scores(sums: list[ClusterSums], weights: list[np.ndarray]) -> np.ndarray:
+    """Mean Dice per size group with the weighting of the paper's Table 2, under T weightings of the patients.
+
+    The caption: "We calculated the average Dice score for each size group on each dataset in the benchmark
+    suite, and reported the dataset average weighted by the ratio of the corresponding size group in each
+    dataset." Read as sum_d w_d m_d / sum_d w_d, with m_d the mean Dice over data set d's masks in the group
+    and w_d the fraction of data set d's masks that are in the group. For all objects w_d = 1, which is Table
+    1's Avg.
+
+    `weights` holds one (T, K_d) array per data set, how often each patient counts; ones give the point
+    estimate, draws with replacement the bootstrap. Returns (T, G, R) percent; NaN where a group is empty, or
+    has masks but no Dice.
+    """
+    total = share = 0.0
+    for part, weight in zip(sums, weights, strict=True):
+
+        def weighted(values: np.ndarray, weight=weight) -> np.ndarray:
+            return (weight @ values.reshape(len(values), -1)).reshape(len(weight), *values.shape[1:])
+
+        members = weighted(part.members)[:, :, None]
+        ratio = members / weighted(part.size)[:, None, None]
+        mean = _ratio(weighted(part.dice), weighted(part.valid))
+        # a data set without masks in the group has no say; one with masks but without any Dice must show
+        total = total + np.where(members > 0, ratio * mean, 0.0)
+        share = share + ratio
+    return _ratio(total, np.broadcast_to(share, np.shape(total)))
+
+
+def _means_by(scores: Scores, codes: np.ndarray, count: int) -> np.ndarray:
+    """(R, count) mean Dice per code, NaN where the code has no case or a case is missing."""
+    inside = codes >= 0
+    indicator = sparse.csr_array(
+        (np.ones(int(inside.sum())), (codes[inside], np.flatnonzero(inside))), shape=(count, len(codes))
+    )
+    valid = ~np.isnan(scores.dice)
+    means = _ratio(indicator @ np.where(valid, scores.dice, 0.0), indicator @ valid.astype(np.float64))
+    missing = indicator @ (~scores.present).astype(np.float64)
+    return np.where(missing > 0, np.nan, means).T
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Division that gives NaN for nothing over nothing, without a warning."""
+    numerator = np.asarray(numerator, dtype=np.float64)
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)

@@ -1,0 +1,321 @@
+"""`bench report`: what each table holds, and the folder they are written to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.errors import UserError
+from reports import figures
+from reports.aggregate import (
+    Scores,
+    dataset_average,
+    dataset_means,
+    object_sizes,
+    per_object,
+    score,
+)
+from reports.grid import Grid, check_grid
+from reports.html import Picture, render
+from reports.load import SuiteResults, load_suite
+from reports.statistics import DRAWS, Bootstrap, cluster_bootstrap, differences
+from reports.strata import ALL, GROUPS, SMALL, members
+from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdown
+
+FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+LATEX_TABLES = ("main_table", "by_size")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `build_report` wrote. `tables` and `figures` map file names to paths; `main` is the main table,
+    `frame` its numbers; `gaps` says in words what is missing; `notes` what could not be drawn."""
+
+    html: Path
+    tables: dict[str, Path]
+    figures: dict[str, Path]
+    main: Table
+    gaps: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The main table's values, one row per method and backbone; gaps are "-" or "failed"."""
+        return self.main.frame
+
+
+def build_report(suite_dir: Path, out: Path | None = None) -> Report:
+    """Writes every table and figure of a suite folder to `out`, by default <suite_dir>/report.
+
+    Raises UserError for a folder that is no suite, a broken run, a run of another split or schema version,
+    duplicate records, and an `out` that cannot be written.
+    """
+    results = load_suite(Path(suite_dir))
+    out = Path(out) if out is not None else Path(suite_dir) / "report"
+    grid = check_grid(results)
+    scores = score(results.records, grid)
+    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
+    gaps = gap_lines(results, grid)
+    main = main_table(results, grid, scores, bootstrap)
+    tables = [
+        main,
+        by_size(results, grid, scores, bootstrap),
+        difference_table(results, grid, bootstrap),
+        object_table(results, grid, scores),
+        size_table(results, scores),
+    ]
+    pictures, notes = draw(results, grid, scores, bootstrap)
+    page = render(results, [*tables, run_table(results)], pictures, caveats(results, grid, scores) + notes, gaps)
+    files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
+    images = {f"{picture.name}.png": picture.png for picture in pictures}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in {**files, **images, "index.html": page.encode()}.items():
+            _write(out / name, content)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): free the space or name another folder") from error
+    return Report(
+        html=out / "index.html",
+        tables={name: out / name for name in files},
+        figures={name: out / name for name in images},
+        main=main,
+        gaps=tuple(gaps),
+        notes=tuple(notes),
+    )
+
+
+def main_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
+    """The paper's Table 1, with the standard error of Avg. and what each method cost beside it."""
+    means = dataset_means(scores, grid.datasets)
+    gaps = [row.gap for row in grid.rows]
+    frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
+    frame["average"] = _fill(dataset_average(means), gaps)
+    frame["average SE"] = bootstrap.standard_error[GROUPS.index(ALL)]
+    for place, dataset in enumerate(grid.datasets):
+        frame[dataset] = _fill(means[:, place], gaps)
+    fits = [_fit(results, row) for row in grid.rows]
+    frame["parameters"] = _fill([_mean(fit, "parameters") for fit in fits], gaps)
+    frame["budget"] = [_first(fit, "budget") or row.gap for fit, row in zip(fits, grid.rows, strict=True)]
+    frame["train_seconds"] = _fill([_mean(fit, "train_seconds") for fit in fits], gaps)
+    frame["ms_per_prompt"] = _fill(1000 * scores.seconds, gaps)
+    frame["seeds"] = [len(row.seeds) for row in grid.rows]
+    columns = (
+        Column("method", "Method"),
+        Column("average", "Avg. (SE)", 1, beside="average SE"),
+        *(Column(dataset, dataset, 1) for dataset in grid.datasets),
+        Column("parameters", "Parameters", 0),
+        Column("budget", "Budget"),
+        Column("train_seconds", "Training, s", 0),
+        Column("ms_per_prompt", "ms/prompt", 1),
+        Column("seeds", "Seeds", 0),
+    )
+    caption = (
+        "Mean Dice in percent over the test masks of each data set, and the unweighted mean over data "
+        "sets, as in Table 1 of the paper. Best in bold, best on the same backbone underlined. SE: "
+        f"standard error of Avg. over {DRAWS:,} bootstrap draws of patients within data sets. Parameters: "
+        "trainable. '-': missing; 'failed': its run failed."
+    )
+    table = Table(
+        "main_table",
+        "Dice by data set",
+        caption,
+        frame,
+        columns,
+        results.phantom,
+        notes=fit_notes(results, grid),
+    )
+    return highlight(table, "column", ["average", *grid.datasets], [row.backbone for row in grid.rows])
+
+
+def by_size(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
+    """The paper's Table 2 (small, large, all) and seven finer bins, with its weighting (`group_scores`)."""
+    inside = members(scores.cases["area_pct"], GROUPS)
+    frame = pd.DataFrame({"area": [group.label for group in GROUPS], "support": inside.sum(axis=0)})
+    for place, row in enumerate(grid.rows):
+        gap = row.gap if not scores.complete[place] else "-"
+        frame[row.label] = _fill(bootstrap.estimate[:, place], [gap] * len(GROUPS))
+        frame[f"{row.label} SE"] = bootstrap.standard_error[:, place]
+    columns = (
+        Column("area", "Object area"),
+        Column("support", "Masks", 0),
+        *(Column(row.label, row.label, 1, beside=f"{row.label} SE") for row in grid.rows),
+    )
+    caption = (
+        "Dice in percent (standard error) by object area in percent of the image, as in Table 2 of the "
+        "paper: mean per size group on each data set, averaged over data sets weighted by the fraction of "
+        "the data set's masks that are in the group. Best in bold. A method with a gap has no average."
+    )
+    table = Table("by_size", "Dice by object size", caption, frame, columns, results.phantom)
+    return highlight(table, "row", [row.label for row in grid.rows])
+
+
+def difference_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap) -> Table:
+    """Paired differences to the first method, on all objects and on small ones."""
+    names = {"all": GROUPS.index(ALL), "small": GROUPS.index(SMALL)}
+    columns = [Column("label", "Method"), Column("reference", "Reference")]
+    for name in names:
+        columns.append(Column(name, f"{name.capitalize()} objects", 1))
+        columns += [Column(f"{name}_{end}", f"{end} ({name})", 1) for end in ("low", "high")]
+    frame = differences(bootstrap, grid.rows, names).reindex(columns=[column.key for column in columns])
+    caption = (
+        "Difference in points of Dice (method minus reference, the suite's first method on the same "
+        f"backbone where it has one) with its 95% interval: {DRAWS:,} bootstrap draws of patients within "
+        "data sets, the same for both methods. Weighting as in the table by size."
+    )
+    return Table("differences", "Paired differences", caption, frame, tuple(columns), results.phantom)
+
+
+def object_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table:
+    """Mean and median Dice per object: on hard objects the two differ widely."""
+    frame, means, medians = per_object(scores)
+    for place, row in enumerate(grid.rows):
+        frame[row.label] = _fill(means[:, place], [row.gap] * len(frame))
+        frame[f"{row.label} median"] = medians[:, place]
+    columns = (
+        Column("dataset", "Data set"),
+        Column("object", "Object"),
+        Column("support", "Masks", 0),
+        *(Column(row.label, row.label, 1, beside=f"{row.label} median") for row in grid.rows),
+    )
+    caption = "Mean (median) Dice in percent over the test masks of each object. Best mean in bold."
+    table = Table("per_object", "Dice by object", caption, frame, columns, results.phantom)
+    return highlight(table, "row", [row.label for row in grid.rows])
+
+
+def size_table(results: SuiteResults, scores: Scores) -> Table:
+    """The paper's Table 9 from the truth of the test masks (`check_grid` holds that all runs agree on it)."""
+    columns = (
+        Column("dataset", "Data set"),
+        Column("object", "Object"),
+        *(Column(f"area_{name}_pct", f"{name.capitalize()}, %", 3) for name in ("mean", "median", "min", "max")),
+        Column("support", "Masks", 0),
+    )
+    caption = "Area of the test masks in percent of the image, as in Table 9 of the paper."
+    return Table("object_sizes", "Object sizes", caption, object_sizes(scores.cases), columns, results.phantom)
+
+
+def run_table(results: SuiteResults) -> Table:
+    """Every expected run and what came of it; shown in the HTML only."""
+    frame = pd.DataFrame(
+        [
+            (run.run_id, run.state, run.seconds, run.fit.get("images_seen"), run.error or "")
+            for run in results.runs
+        ],
+        columns=["run", "state", "seconds", "images_seen", "error"],
+    )  # fmt: skip
+    columns = (
+        Column("run", "Run"),
+        Column("state", "State"),
+        Column("seconds", "Seconds", 0),
+        Column("images_seen", "Images seen", 0),
+        Column("error", "Error"),
+    )
+    return Table("runs", "Runs", "Every run the suite expects.", frame, columns, results.phantom)
+
+
+def draw(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> tuple[list[Picture], list[str]]:
+    """The three figures, and notes on what could not be drawn."""
+    pictures = [
+        Picture(
+            "dice_vs_size",
+            "Dice against object size",
+            "The size bins and the weighting of the table by size; a point stands at its bin's geometric mean area.",
+            figures.dice_vs_size(scores, grid, bootstrap, results.phantom),
+        ),
+        Picture(
+            "curves",
+            "Training curves",
+            "Train loss (running mean over the raw values) and validation Dice. A step means what the "
+            "method's budget says, and losses of different methods are not the same function.",
+            figures.curves(results, results.phantom),
+        ),
+    ]
+    png, notes = figures.overlays(results, scores, grid)
+    if png is not None:
+        caption = (
+            "Cases chosen by the truth alone: of each data set the test mask of median area, and the "
+            "smallest of all. Truth outlined red, masks green, Dice of the whole image above; the first "
+            "column shows the whole image."
+        )
+        pictures.append(Picture("overlays", "Masks of all methods", caption, png))
+    return pictures, notes
+
+
+def gap_lines(results: SuiteResults, grid: Grid) -> list[str]:
+    """One line per run with gaps: how many records of which data sets are missing, and why."""
+    lines = []
+    for (method, backbone, seed), group in grid.gaps.groupby(["method", "backbone", "seed"], sort=False):
+        where = ", ".join(f"{gap.dataset} {gap.missing} of {gap.expected}" for gap in group.itertuples())
+        lines.append(f"{results.label(method, backbone)}, seed {seed}: {group['reason'].iloc[0]} (missing: {where})")
+    return lines
+
+
+def fit_notes(results: SuiteResults, grid: Grid) -> tuple[str, ...]:
+    """The footnotes that the methods gave to their rows."""
+    notes = []
+    for row in grid.rows:
+        for fit in _fit(results, row):
+            notes += [f"{row.label}: {note}" for note in fit.get("notes") or []]
+    return tuple(dict.fromkeys(notes))
+
+
+def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
+    """What a reader must know before believing the tables, derived from the runs themselves."""
+    lines = []
+    if results.profile != "paper":
+        lines.append(f"The profile '{results.profile}' is not the paper's scale: do not compare with its numbers.")
+    budgets = [(row.label, _first(_fit(results, row), "budget")) for row in grid.rows]
+    lines += [f"{label} was given: {budget}." for label, budget in budgets if budget]
+    lines += fit_notes(results, grid)
+    if any(len(row.seeds) == 1 for row in grid.rows):
+        lines.append("Rows with one seed: their standard error holds the sampling of patients, not that of training.")
+    patients = scores.cases.groupby("dataset")["patient"].nunique()
+    few = [f"{name} ({count})" for name, count in patients.items() if count < 10]
+    if few:
+        lines.append(f"Fewer than 10 test patients, so the standard error comes out too small: {', '.join(few)}.")
+    for row, count in zip(grid.rows, scores.both_empty, strict=True):
+        if count:
+            lines.append(f"{row.label}: {count} records without truth and prediction have no Dice, left out.")
+    return lines
+
+
+def _fit(results: SuiteResults, row) -> list[dict[str, Any]]:
+    """The fit summaries of a row's runs, one per seed that got so far."""
+    return [run.fit for run in results.runs if (run.method, run.backbone) == (row.method, row.backbone) and run.fit]
+
+
+def _first(fits: list[dict[str, Any]], key: str) -> Any:
+    return next((fit[key] for fit in fits if fit.get(key)), None)
+
+
+def _mean(fits: list[dict[str, Any]], key: str) -> float:
+    values = [fit[key] for fit in fits if fit.get(key) is not None]
+    return float(np.mean(values)) if values else np.nan
+
+
+def _fill(values, gaps: list[str]) -> list[float | str]:
+    """Numbers as they are, and in the place of each NaN what stands for it."""
+    return [gap if np.isnan(value) else float(value) for value, gap in zip(values, gaps, strict=True)]
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    return ("md", "csv", "tex") if name in LATEX_TABLES else ("md", "csv")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

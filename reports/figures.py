@@ -1,0 +1,274 @@
+"""The figures: Dice against size, training curves, and the masks of all methods on the same cases (Fig. 9).
+
+Matplotlib is imported on use and drawn through Figure objects, which render with Agg and keep no global
+state.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from bench.records import decode_mask
+from reports.aggregate import Scores, dice_percent
+from reports.grid import CASE, Grid
+from reports.load import Run, SuiteResults, load_predictions
+from reports.statistics import Bootstrap
+from reports.strata import BINS, GROUPS, members
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+MARKERS = "osD^vP*X"
+TRUTH_COLOR, MASK_COLOR = "#ff2020", (0, 200, 83)
+
+
+def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool) -> bytes:
+    """PNG of Dice against object area on a log axis: the seven bins of by_size, with their standard errors.
+
+    `bootstrap` has the groups of `strata.GROUPS`; a point stands at the geometric mean area of its bin's
+    masks.
+    """
+    from matplotlib.figure import Figure
+
+    area = scores.cases["area_pct"].to_numpy()
+    inside = members(area, BINS) & (area > 0)[:, None]
+    logs = np.log(np.where(area > 0, area, 1.0))
+    center = np.array([np.exp(logs[column].mean()) if column.any() else np.nan for column in inside.T])
+    first = GROUPS.index(BINS[0])
+    value = bootstrap.estimate[first : first + len(BINS)]
+    error = bootstrap.standard_error[first : first + len(BINS)]
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    shown = [place for place in range(len(grid.rows)) if np.isfinite(value[:, place]).any()]
+    for order, place in enumerate(shown):
+        shift = 1.03 ** (order - (len(shown) - 1) / 2)  # so that the error bars stand side by side
+        seen = np.isfinite(value[:, place])
+        style = {
+            "color": COLORS[place % len(COLORS)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 5,
+        }
+        axes.errorbar(
+            center[seen] * shift, value[seen, place], error[seen, place],
+            label=grid.rows[place].label, capsize=2, linewidth=1.3, **style,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("object area, % of the image (log)")
+    axes.set_ylabel("Dice, %")
+    axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+    axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+    _finish(figure, [axes], "Dice against object size, mean and standard error per size bin", phantom, bool(shown))
+    return _png(figure)
+
+
+def curves(results: SuiteResults, phantom: bool) -> bytes:
+    """PNG of train loss and validation Dice against training step, one line per run, from history.jsonl.
+
+    Points of equal step are averaged: a run resumed after a kill repeats some. Train loss is a running mean
+    over a fiftieth of its points, drawn over the raw values. `val_dice` is a fraction in the history and
+    percent here.
+    """
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys((run.method, run.backbone) for run in results.runs))
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    drawn = False
+    for run in results.runs:
+        place = rows.index((run.method, run.backbone))
+        many = sum((other.method, other.backbone) == rows[place] for other in results.runs) > 1
+        label = results.label(run.method, run.backbone) + (f", seed {run.seed}" if many else "")
+        style = {"color": COLORS[place % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[run.seed % 4]}
+        loss, dice = _curve(run, "train_loss"), 100 * _curve(run, "val_dice")
+        if len(loss):
+            panels[0].plot(loss.index, loss, alpha=0.15, linewidth=0.8, color=style["color"])
+            window = max(1, len(loss) // 50)
+            panels[0].plot(loss.index, loss.rolling(window, min_periods=1).mean(), label=label, linewidth=1.4, **style)
+        if len(dice):
+            panels[1].plot(
+                dice.index, dice, label=label, linewidth=1.4, markersize=3.5,
+                marker=MARKERS[place % len(MARKERS)], **style,
+            )  # fmt: skip
+        drawn = drawn or len(loss) > 0 or len(dice) > 0
+    panels[0].set_ylabel("train loss")
+    panels[1].set_ylabel("validation Dice, %")
+    for axes in panels:
+        axes.set_xlabel("training step")
+    _finish(figure, list(panels), "Training curves", phantom, drawn)
+    return _png(figure)
+
+
+def choose_cases(cases: pd.DataFrame, datasets: tuple[str, ...]) -> list[int]:
+    """Rows of `cases` to be drawn: per data set the mask of (lower) median area, then the smallest of all.
+
+    The rule looks at the truth only, so that no method's result can influence it. Equal areas are ordered by
+    name.
+    """
+    ordered = cases.sort_values(["area_pct", *CASE])
+    chosen = []
+    for dataset in datasets:
+        of_dataset = ordered.index[ordered["dataset"] == dataset]
+        if len(of_dataset):
+            chosen.append(int(of_dataset[(len(of_dataset) - 1) // 2]))
+    if len(ordered) and int(ordered.index[0]) not in chosen:
+        chosen.append(int(ordered.index[0]))
+    return chosen
+
+
+def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes | None, list[str]]:
+    """PNG in the manner of Fig. 9, and notes on what could not be drawn.
+
+    One row per chosen case. First column: the whole image, truth outlined red, and a white frame around the
+    part that the other columns show; then per method its mask in green and the truth outlined red, titled
+    with the Dice of that mask (the row's first seed). No PNG if none of the images is there any more.
+    """
+    from matplotlib.figure import Figure
+
+    first_runs = {}
+    for run in results.runs:
+        first_runs.setdefault((run.method, run.backbone), run)
+    runs = [first_runs[row.method, row.backbone] for row in grid.rows]
+    chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
+    predictions = [_masks(run, chosen) for run in runs]
+    dice = _dice_of(results.records)
+    panels, notes = [], []
+    for case in chosen.itertuples():
+        files = next((found[case.Index] for found in predictions if case.Index in found), None)
+        if files is None:
+            notes.append(f"overlays: no run kept its mask of {case.dataset}/{case.image_id}, {case.object}")
+            continue
+        try:
+            image, truth = _read_case(results.data[case.dataset], files, (case.height, case.width))
+        except (OSError, KeyError, ValueError) as error:
+            notes.append(f"overlays: {case.dataset}/{case.image_id}, {case.object} is not drawn: {error}")
+            continue
+        panels.append((case, image, truth))
+    if not panels:
+        return None, notes
+    columns = 1 + len(runs)
+    figure = Figure(figsize=(1.75 * columns, 2.05 * len(panels) + 0.5), layout="constrained")
+    grid_axes = figure.subplots(len(panels), columns, squeeze=False)
+    for line, (case, image, truth) in zip(grid_axes, panels, strict=True):
+        box = crop_box(truth)
+        _show(line[0], image, truth, None)
+        line[0].plot(*_frame(box), color="white", linewidth=0.8)
+        line[0].set_title(f"{case.dataset}\n{case.object}, {case.area_pct:.2g}%", fontsize=7)
+        for axes, run, row, found in zip(line[1:], runs, grid.rows, predictions, strict=True):
+            stored = found.get(case.Index)
+            mask = None
+            if stored is None:
+                title = "no mask" if run.state == "finished" else row.gap
+            else:
+                mask = decode_mask(stored["runs"], stored["height"], stored["width"])
+                number = dice.get((run.method, run.backbone, run.seed, *(getattr(case, name) for name in CASE)))
+                title = "Dice -" if number is None or np.isnan(number) else f"Dice {number:.1f}"
+            _show(axes, image, truth, mask, box)
+            axes.set_title(f"{row.label}\n{title}", fontsize=7)
+    title = "Masks in green, truth outlined red; white frame: the part shown beside"
+    figure.suptitle(f"{title} (phantom data)" if results.phantom else title, fontsize=9)
+    return _png(figure), notes
+
+
+def crop_box(truth: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of a square around a (height, width) bool mask, inside the image.
+
+    Three times the object's longer side, but at least an eighth and at most the whole of the image's shorter
+    side.
+    """
+    height, width = truth.shape
+    ys, xs = np.nonzero(truth)
+    if not len(ys):
+        return 0, 0, height, width
+    longest = max(np.ptp(ys), np.ptp(xs)) + 1
+    side = int(np.clip(3 * longest, min(height, width) // 8, min(height, width)))
+    top = int(np.clip((ys.min() + ys.max() + 1 - side) // 2, 0, height - side))
+    left = int(np.clip((xs.min() + xs.max() + 1 - side) // 2, 0, width - side))
+    return top, left, top + side, left + side
+
+
+def _masks(run: Run, chosen: pd.DataFrame) -> dict[int, dict]:
+    """The stored predictions of a run for the chosen cases, by the case's index."""
+    stored = load_predictions(run, chosen["image_id"])
+    if stored.empty:
+        return {}
+    found = {(line["dataset"], line["image_id"], line["object"]): line for line in stored.to_dict("records")}
+    keys = zip(chosen["dataset"], chosen["image_id"], chosen["object"], strict=True)
+    return {index: found[key] for index, key in zip(chosen.index, keys, strict=True) if key in found}
+
+
+def _dice_of(records: pd.DataFrame) -> dict[tuple, float]:
+    values = dice_percent(records["tp"], records["fp"], records["fn"])
+    keys = zip(*(records[name] for name in ["method", "backbone", "seed", *CASE]), strict=True)
+    return dict(zip(keys, values, strict=True))
+
+
+def _read_case(folder: Path, files: dict, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Image (height, width, 3) uint8 and truth (height, width) bool. Masks may be RGBA with alpha 255: RGB is
+    read."""
+    image = np.asarray(Image.open(folder / files["image_file"]).convert("RGB"))
+    truth = np.asarray(Image.open(folder / files["mask_file"]).convert("RGB")).any(axis=2)
+    if image.shape[:2] != shape or truth.shape != shape:
+        raise ValueError(f"{files['image_file']} or its mask is no longer {shape[0]} x {shape[1]} px")
+    return image, truth
+
+
+def _show(axes: Axes, image: np.ndarray, truth: np.ndarray, mask: np.ndarray | None, box=None) -> None:
+    """Draws one panel; contours are drawn on the cropped part only, which is what takes the time."""
+    top, left, bottom, right = box or (0, 0, *truth.shape)
+    part = (slice(top, bottom), slice(left, right))
+    extent = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
+    picture = image[part].astype(np.float32)
+    if mask is not None:
+        inside = mask[part]
+        picture[inside] = 0.5 * picture[inside] + 0.5 * np.array(MASK_COLOR, dtype=np.float32)
+    axes.imshow(picture.astype(np.uint8), extent=extent, interpolation="nearest")
+    if truth[part].any():
+        padded = np.pad(truth[part], 1).astype(np.float32)  # closes the outline of an object that touches the edge
+        xs, ys = np.arange(left - 1, right + 1), np.arange(top - 1, bottom + 1)
+        axes.contour(xs, ys, padded, [0.5], colors=TRUTH_COLOR, linewidths=0.9)
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+    axes.set_axis_off()
+
+
+def _frame(box: tuple[int, int, int, int]) -> tuple[list[float], list[float]]:
+    top, left, bottom, right = (edge - 0.5 for edge in box)
+    return [left, right, right, left, left], [top, top, bottom, bottom, top]
+
+
+def _curve(run: Run, name: str) -> pd.Series:
+    if name not in run.history:
+        return pd.Series(dtype="float64")
+    points = run.history[["step", name]].apply(pd.to_numeric, errors="coerce").dropna()
+    return points.groupby("step")[name].mean()
+
+
+def _finish(figure: Figure, panels: list[Axes], title: str, phantom: bool, drawn: bool) -> None:
+    figure.suptitle(f"{title} (phantom data)" if phantom else title, fontsize=10)
+    for axes in panels:
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = {}
+    for axes in panels:
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    if not drawn:
+        panels[0].text(0.5, 0.5, "nothing to draw yet", ha="center", transform=panels[0].transAxes)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,151 @@
+"""The grid check: every method x data set x object x image x prompt x seed is there exactly once, or it is a
+gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bench.errors import UserError
+from experiments.paper import DATASETS
+from reports.load import SuiteResults
+
+CASE = ["dataset", "object", "image_id", "prompt"]
+RUN = ["method", "backbone", "seed"]
+TRUTH = ["patient", "area_px", "height", "width"]  # of the case, so the same in every run
+GAP_COLUMNS = [*RUN, "dataset", "missing", "expected", "reason"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the main table: a method on a backbone, with all its seeds.
+
+    `gap` is what stands where a number is missing: "failed" if one of its runs failed, else "-".
+    """
+
+    method: str
+    backbone: str
+    label: str
+    seeds: tuple[int, ...]
+    gap: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """C cases times R rows.
+
+    cases: frame with CASE and TRUTH, one row per case, sorted; case_code, row_code: (n,) int64 per record,
+    its place in the grid; present: (C, R) bool, true where every seed of the row has the case; gaps: frame
+    with GAP_COLUMNS, one row per run and data set that lacks cases; datasets: the columns of the main table,
+    those without any case too.
+    """
+
+    cases: pd.DataFrame
+    rows: tuple[Row, ...]
+    datasets: tuple[str, ...]
+    case_code: np.ndarray
+    row_code: np.ndarray
+    present: np.ndarray
+    gaps: pd.DataFrame
+
+
+def check_grid(results: SuiteResults) -> Grid:
+    """Places every record in the grid. The expected cases are those that any finished run has.
+
+    Raises UserError for a record that is there twice, and for two runs that disagree on a case's patient,
+    area or image size (they were not scored against the same truth).
+    """
+    records = results.records
+    _refuse_duplicates(records)
+    _refuse_disagreement(records)
+    case_code = records.groupby(CASE, sort=True).ngroup().to_numpy(dtype=np.int64)
+    cases = records.loc[~pd.Series(case_code, index=records.index).duplicated(), [*CASE, *TRUTH]]
+    cases = cases.sort_values(CASE, ignore_index=True)
+    rows = _rows(results)
+    places = {(row.method, row.backbone): place for place, row in enumerate(rows)}
+    pairs = pd.MultiIndex.from_frame(records[["method", "backbone"]])
+    row_code = pd.Series(places, dtype="int64").reindex(pairs).to_numpy() if len(records) else np.empty(0, np.int64)
+    found = np.bincount(case_code * len(rows) + row_code, minlength=len(cases) * len(rows))
+    present = found.reshape(len(cases), len(rows)) == np.array([len(row.seeds) for row in rows])
+    return Grid(
+        cases=cases,
+        rows=rows,
+        datasets=dataset_order({*results.data, *cases["dataset"]}),
+        case_code=case_code,
+        row_code=row_code,
+        present=present,
+        gaps=_gaps(results, cases),
+    )
+
+
+def dataset_order(names: set[str]) -> tuple[str, ...]:
+    """The paper's data sets in its order, then the others alphabetically."""
+    return (*(name for name in DATASETS if name in names), *sorted(names - set(DATASETS)))
+
+
+def _rows(results: SuiteResults) -> tuple[Row, ...]:
+    """Methods on backbones in the order of the suite's runs."""
+    runs: dict[tuple[str, str], list] = {}
+    for run in results.runs:
+        runs.setdefault((run.method, run.backbone), []).append(run)
+    return tuple(
+        Row(
+            method=method,
+            backbone=backbone,
+            label=results.label(method, backbone),
+            seeds=tuple(run.seed for run in group),
+            gap="failed" if any(run.state == "failed" for run in group) else "-",
+        )
+        for (method, backbone), group in runs.items()
+    )
+
+
+def _refuse_duplicates(records: pd.DataFrame) -> None:
+    twice = records.duplicated([*RUN, *CASE])
+    if twice.any():
+        first = records.loc[twice].iloc[0]
+        raise UserError(
+            f"{int(twice.sum())} records are there twice, first {first['method']} seed {first['seed']} on "
+            f"{first['dataset']}/{first['image_id']} '{first['object']}' ('{first['prompt']}'): "
+            "delete the run's folder and run the suite again"
+        )
+
+
+def _refuse_disagreement(records: pd.DataFrame) -> None:
+    distinct = records.drop_duplicates([*CASE, *TRUTH])
+    again = distinct.duplicated(CASE)
+    if again.any():
+        other = distinct.loc[again].iloc[0]
+        same_case = (distinct[CASE] == other[CASE]).all(axis=1)
+        first = distinct.loc[same_case].iloc[0]
+        field = next(name for name in TRUTH if first[name] != other[name])
+        raise UserError(
+            f"{first['method']} and {other['method']} disagree on {field} of "
+            f"{first['dataset']}/{first['image_id']} '{first['object']}' ({first[field]} and "
+            f"{other[field]}): they were not scored against the same data; delete their run folders and run "
+            "the suite again"
+        )
+
+
+def _gaps(results: SuiteResults, cases: pd.DataFrame) -> pd.DataFrame:
+    """What each run lacks, data set by data set."""
+    datasets = dataset_order({*results.data, *cases["dataset"]})
+    expected = cases["dataset"].value_counts()
+    found = results.records.groupby([*RUN, "dataset"]).size()
+    reasons = {
+        "finished": "no records",
+        "running": "still running",
+        "interrupted": "interrupted",
+        "missing": "not run",
+    }
+    gaps = []
+    for run in results.runs:
+        for dataset in datasets:
+            wanted = int(expected.get(dataset, 0))
+            missing = wanted - int(found.get((run.method, run.backbone, run.seed, dataset), 0))
+            if missing or not wanted:
+                reason = reasons.get(run.state) or f"failed: {run.error or 'no reason given'}"
+                gaps.append((run.method, run.backbone, run.seed, dataset, missing, wanted, reason))
+    return pd.DataFrame(gaps, columns=GAP_COLUMNS)

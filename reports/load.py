@@ -1,0 +1,240 @@
+"""Reads a suite folder: what was to be run, what came of it, and the records of all finished runs in one
+frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from bench.atomic import read_json
+from bench.errors import UserError
+from bench.records import RECORD_COLUMNS, SCHEMA_VERSION
+from bench.spec import RunSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+STATES = ("finished", "failed", "running", "interrupted")
+RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One expected run. `state` is one of STATES, or missing (no status.json); `fit` is its FitSummary."""
+
+    run_id: str
+    folder: Path
+    method: str
+    backbone: str
+    seed: int
+    state: str
+    error: str | None = None
+    seconds: float | None = None
+    fit: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """A suite folder in memory. `records` has RECORD_COLUMNS, one row per record of every finished run."""
+
+    folder: Path
+    suite: str
+    title: str
+    profile: str
+    split_hash: str
+    command: str
+    phantom: bool
+    data: dict[str, Path]
+    methods: dict[str, str]
+    backbones: dict[str, str]
+    runs: tuple[Run, ...]
+    records: pd.DataFrame
+
+    def label(self, method: str, backbone: str) -> str:
+        """The row name in the style of the paper's Table 1, "BoltzFormer+Hiera-S"."""
+        name = self.methods.get(method, method)
+        return name if backbone == "-" else f"{name}+{self.backbones.get(backbone, backbone)}"
+
+
+def load_suite(suite_dir: Path) -> SuiteResults:
+    """Reads `suite_dir`. Raises UserError for a suite or run that is broken or of another split or schema."""
+    suite_dir = Path(suite_dir)
+    path = suite_dir / "suite.json"
+    if not path.is_file():
+        raise UserError(f"{suite_dir} is not a suite folder, it has no suite.json: run `bench run --suite NAME` first")
+    suite = _read_json(path, "run the suite again")
+    for key in (
+        "schema_version",
+        "suite",
+        "title",
+        "profile",
+        "split_hash",
+        "command",
+        "phantom",
+        "data",
+        "runs",
+    ):
+        if key not in suite:
+            raise UserError(f"{path} has no '{key}': run the suite again")
+    if suite["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {suite['schema_version']}, this version reads {SCHEMA_VERSION}: "
+            "move the suite folder away and run the suite again"
+        )
+    methods, backbones = suite.get("methods", {}), suite.get("backbones", {})
+    runs, frames = [], []
+    for run_id in suite["runs"]:
+        folder = suite_dir / run_id
+        run = _load_run(folder, methods, suite["split_hash"])
+        runs.append(run)
+        if run.state == "finished":
+            frames.append(_load_records(run, suite["split_hash"]))
+    records = pd.concat(frames, ignore_index=True) if frames else empty_records()
+    return SuiteResults(
+        folder=suite_dir,
+        suite=suite["suite"],
+        title=suite["title"],
+        profile=suite["profile"],
+        split_hash=suite["split_hash"],
+        command=suite["command"],
+        phantom=bool(suite["phantom"]),
+        data={name: Path(folder) for name, folder in suite["data"].items()},
+        methods=methods,
+        backbones=backbones,
+        runs=tuple(runs),
+        records=records,
+    )
+
+
+def empty_records() -> pd.DataFrame:
+    """No rows, all RECORD_COLUMNS with their dtypes."""
+    return pd.DataFrame(columns=list(RECORD_COLUMNS)).astype(RECORD_COLUMNS)
+
+
+def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
+    """The rows of a run's predictions.parquet for these images; no rows where the run has no such file."""
+    path = run.folder / "predictions.parquet"
+    if run.state != "finished" or not path.is_file():
+        return pd.DataFrame()
+    try:
+        return pd.read_parquet(path, filters=[("image_id", "in", sorted(set(image_ids)))])
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise _rerun(path, f"cannot be read ({_first_line(error)})") from error
+
+
+def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
+    """Spec, status, environment and curves of one run; a folder that does not exist is a missing run."""
+    spec_path, status_path = folder / "spec.json", folder / "status.json"
+    if spec_path.is_file():
+        try:
+            spec = RunSpec.model_validate(_read_json(spec_path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise _rerun(spec_path, f"is not a run's spec ({where}: {first['msg']})") from error
+        if spec.split_hash != split_hash:
+            raise _rerun(spec_path, f"has split {spec.split_hash}, the suite has {split_hash}")
+        method, backbone, seed = spec.method, spec.backbone, spec.seed
+    else:
+        method, backbone, seed = _parse_run_id(folder.name, methods)
+    status = _read_json(status_path) if status_path.is_file() else {"state": "missing"}
+    state = status.get("state")
+    if status_path.is_file() and (state not in STATES or not spec_path.is_file()):
+        what = "stands without spec.json" if state in STATES else f"has the unknown state '{state}'"
+        raise _rerun(status_path, what)
+    env_path = folder / "env.json"
+    return Run(
+        run_id=folder.name,
+        folder=folder,
+        method=method,
+        backbone=backbone,
+        seed=seed,
+        state=state,
+        error=status.get("error"),
+        seconds=status.get("seconds"),
+        fit=status.get("fit") or {},
+        env=_read_json(env_path) if env_path.is_file() else {},
+        history=_load_history(folder / "history.jsonl"),
+    )
+
+
+def _parse_run_id(run_id: str, methods: dict[str, str]) -> tuple[str, str, int]:
+    """Method, backbone and seed of a run that left no spec.json, from RunSpec.run_id's form."""
+    match = RUN_ID.fullmatch(run_id)
+    for method in sorted(methods, key=len, reverse=True) if match else ():
+        if match["name"] == method:
+            return method, "-", int(match["seed"])
+        if match["name"].startswith(method + "-"):
+            return method, match["name"][len(method) + 1 :], int(match["seed"])
+    raise UserError(f"suite.json expects the run '{run_id}', which names none of its methods: run the suite again")
+
+
+def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
+    path = run.folder / "records.parquet"
+    if not path.is_file():
+        raise _rerun(path, "is missing from a finished run")
+    try:
+        records = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise _rerun(path, f"cannot be read ({_first_line(error)})") from error
+    lacking = [name for name in RECORD_COLUMNS if name not in records]
+    if lacking:
+        raise _rerun(path, f"lacks the columns {', '.join(lacking)}")
+    # an empty file has no values to disagree; the grid check then shows it as a gap
+    expected = {
+        "schema_version": SCHEMA_VERSION,
+        "split_hash": split_hash,
+        "method": run.method,
+        "backbone": run.backbone,
+        "seed": run.seed,
+    }
+    for name, value in expected.items():
+        other = records.loc[records[name] != value, name]
+        if len(other) or records[name].isna().any():
+            found = other.iloc[0] if len(other) else "empty"
+            raise _rerun(path, f"has {name} {found}, expected {value}")
+    holes = [name for name in RECORD_COLUMNS if name != "seconds" and records[name].isna().any()]
+    if holes:
+        raise _rerun(path, f"has empty values in {', '.join(holes)}")
+    return records[list(RECORD_COLUMNS)].astype(RECORD_COLUMNS)
+
+
+def _load_history(path: Path) -> pd.DataFrame:
+    """The points of the curves. A line cut short by a kill is left out: it costs a point, never a number."""
+    if not path.is_file():
+        return pd.DataFrame()
+    points = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            point = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(point, dict) and "step" in point:
+            points.append(point)
+    return pd.DataFrame(points)
+
+
+def _read_json(path: Path, fix: str | None = None) -> dict[str, Any]:
+    """A JSON object; `fix` says what to do where it is none, by default to run again."""
+    fix = fix or f"delete {path.parent} and run the suite again"
+    content = read_json(path, fix)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: {fix}")
+    return content
+
+
+def _rerun(path: Path, what: str) -> UserError:
+    """All faults of a run have one fix."""
+    return UserError(f"{path} {what}: delete {path.parent} and run the suite again")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,81 @@
+"""Uncertainty: bootstrap over patients, standard errors, and paired differences to the first method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from reports.aggregate import Scores, cluster_sums, group_scores
+from reports.grid import Row
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Scores of G size groups and R rows: estimate (G, R) and draws (T, G, R), percent; NaN for rows with a
+    gap.
+
+    `clusters` is the number of patients drawn from, data set by data set.
+    """
+
+    estimate: np.ndarray
+    draws: np.ndarray
+    clusters: tuple[int, ...]
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """(G, R) standard deviation over the draws."""
+        return self.draws.std(axis=0, ddof=1)
+
+
+def cluster_bootstrap(scores: Scores, groups: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
+    """Draws patients with replacement within each data set and recomputes `group_scores`.
+
+    groups: (C, G) bool. Slices of one patient are not independent, so the patient is what is drawn. All rows
+    see the same draws, which makes differences between rows paired. Seeds were averaged case by case before,
+    so the standard error is that of the mean over the seeds that were run: it holds the sampling of patients,
+    and no separate term for the sampling of seeds.
+    """
+    generator = np.random.default_rng(seed)
+    sums = cluster_sums(scores, groups)
+    clusters = tuple(len(part.size) for part in sums)
+    if not sums:
+        shape = (groups.shape[1], scores.dice.shape[1])
+        return Bootstrap(np.full(shape, np.nan), np.full((draws, *shape), np.nan), clusters)
+    estimate = group_scores(sums, [np.ones((1, k)) for k in clusters])[0]
+    weights = [generator.multinomial(k, np.full(k, 1 / k), size=draws).astype(np.float64) for k in clusters]
+    gap = ~scores.complete
+    estimate[:, gap] = np.nan
+    sample = group_scores(sums, weights)
+    sample[:, :, gap] = np.nan
+    return Bootstrap(estimate, sample, clusters)
+
+
+def differences(bootstrap: Bootstrap, rows: tuple[Row, ...], names: dict[str, int]) -> pd.DataFrame:
+    """Paired difference of every other row to the first method, one line per row.
+
+    The reference is the first method on the same backbone, or its first row where it has none on that
+    backbone. `names` maps a column prefix to the size group. Columns label, reference, and for each prefix
+    <prefix>, <prefix>_low, <prefix>_high: row minus reference in points of Dice with the 95% percentile
+    interval.
+    """
+    if not rows:
+        return pd.DataFrame()
+    first = {row.backbone: place for place, row in reversed(list(enumerate(rows))) if row.method == rows[0].method}
+    lines = []
+    for place, row in enumerate(rows):
+        if row.method == rows[0].method:
+            continue
+        reference = first.get(row.backbone, 0)
+        line = {"label": row.label, "reference": rows[reference].label}
+        for name, group in names.items():
+            drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, reference]
+            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            line[name] = bootstrap.estimate[group, place] - bootstrap.estimate[group, reference]
+            line[f"{name}_low"], line[f"{name}_high"] = low, high
+        lines.append(line)
+    return pd.DataFrame(lines)

@@ -1,0 +1,316 @@
+"""The real nnU-Net on a handful of tiny images: its cases, its masks, its resume; and the plan's budget."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from baselines.nnunet import Nnunet, apply_budget, build, plan_experts, read_summary, thread_count
+from bench.errors import UserError
+from bench.interface import Sample, Target
+from bench.spec import NnunetBudget, RunSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = NnunetBudget(epochs=3, iterations_per_epoch=30, batch_size=4, patch_size=32, features=(8, 16, 16))
+
+
+class Recorder:
+    def __init__(self):
+        self.phases, self.curves = [], []
+
+    def progress(self, phase, step, total):
+        assert 0 < step <= total
+        self.phases.append(phase)
+
+    def metrics(self, step, **values):
+        self.curves.append((step, values))
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def truth(target: Target) -> np.ndarray:
+    return np.asarray(Image.open(target.mask_file)) > 0
+
+
+def make_sample(folder: Path, number: int, names: tuple[str, ...], colour: bool, dataset: str) -> Sample:
+    """A noisy image, not square, with a bright square ("square") and its brighter upper half ("half")."""
+    rng = np.random.default_rng(number)
+    height, width = [(48, 40), (40, 64), (56, 48)][number % 3]
+    top, left = rng.integers(4, height - 20), rng.integers(4, width - 20)
+    masks = {name: np.zeros((height, width), np.uint8) for name in ("square", "half")}
+    masks["square"][top : top + 16, left : left + 16] = 255
+    masks["half"][top : top + 8, left : left + 16] = 255
+    image = rng.integers(20, 60, (height, width)) + masks["square"] // 2 + masks["half"] // 4
+    pixels = np.stack([image, image // 2, image], axis=2) if colour else image
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"image {number}.png"  # names with a blank, as real files have them
+    Image.fromarray(pixels.astype(np.uint8)).save(file)
+    targets = []
+    for name in names:
+        mask_file = folder / f"image {number}_{name}.png"
+        Image.fromarray(masks[name]).save(mask_file)
+        targets.append(Target(name, (name,), mask_file))
+    return Sample(dataset, f"image {number}", f"p{number}", file, height, width, tuple(targets))
+
+
+def make_samples(folder: Path) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """train, val, test: "square" everywhere, "half" in some; and a coloured data set of three images."""
+    both, one = ("square", "half"), ("square",)
+    grey = [make_sample(folder / "grey", n, both if n % 2 else one, False, "grey") for n in range(10)]
+    colour = [make_sample(folder / "colour", n, one, True, "colour") for n in range(20, 25)]
+    return [*grey[:6], *colour[:3]], [*grey[6:8], colour[3]], [*grey[8:], colour[4]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nnunet")
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    train, val, test = make_samples(folder / "data")
+    log = Recorder()
+    summary = Nnunet(BUDGET, seed=3).fit(train, val, run_dir, log)
+    return run_dir, train, val, test, log, summary
+
+
+def experts_of(run_dir: Path) -> dict[tuple[str, str], Path]:
+    folders = [file.parent for file in (run_dir / "nnunet").glob("*/expert.json")]
+    rows = {folder: json.loads((folder / "expert.json").read_text()) for folder in folders}
+    return {(row["dataset"], row["object"]): folder for folder, row in rows.items()}
+
+
+def test_one_expert_per_object_on_exactly_its_cases(trained):
+    run_dir, train, val, test, _, _ = trained
+    experts = experts_of(run_dir)
+    assert set(experts) == {("grey", "square"), ("grey", "half"), ("colour", "square")}
+    for (dataset, name), folder in experts.items():
+        (split,) = json.loads((folder / "splits_final.json").read_text())
+        ids = {
+            case: row[0] for case, row in json.loads((folder / "expert.json").read_text())["cases"].items()
+        }
+        for part, samples in (("train", train), ("val", val)):
+            wanted = {
+                s.image_id for s in samples if s.dataset == dataset and name in [t.object for t in s.targets]
+            }
+            assert {ids[case] for case in split[part]} == wanted
+        assert not {s.image_id for s in test if s.dataset == dataset} & set(ids.values())
+        # nnU-Net's own description of its data knows no other case
+        assert set(json.loads((folder / "dataset.json").read_text())["dataset"]) == set(ids)
+
+
+def test_grey_has_one_channel_and_colour_three(trained):
+    for (dataset, _), folder in experts_of(trained[0]).items():
+        channels = json.loads((folder / "dataset.json").read_text())["channel_names"]
+        assert len(channels) == (1 if dataset == "grey" else 3)
+
+
+def test_summary_and_log_tell_what_was_spent(trained):
+    *_, log, summary = trained
+    assert summary.images_seen == 3 * 90 * 4
+    assert summary.budget.startswith("3 experts x 90 iterations x 4 patches of 32x32 px")
+    assert summary.parameters > 3 * 1000 and summary.train_seconds > 0
+    assert 0 <= summary.best_val_dice <= 1
+    assert any("final checkpoint" in note for note in summary.notes)
+    assert [step for step, _ in log.curves] == list(range(30, 271, 30))
+    assert {"train_loss", "val_loss", "val_dice", "learning_rate"} == set(log.curves[0][1])
+    assert log.curves[0][1]["learning_rate"] == pytest.approx(0.01)
+    # PolyLR: (1 - epoch / epochs) ** 0.9
+    assert log.curves[2][1]["learning_rate"] == pytest.approx(0.01 * (1 / 3) ** 0.9)
+    assert {phase.split()[1] for phase in log.phases} == {"1/3", "2/3", "3/3"}
+
+
+def test_only_what_prediction_needs_is_left(trained):
+    run_dir = trained[0]
+    kept = {"weights.pt", "plans.json", "dataset.json", "splits_final.json", "expert.json"}
+    assert {p.name for p in run_dir.iterdir()} == {"nnunet", "nnunet.log"}
+    for folder in (run_dir / "nnunet").iterdir():
+        assert {p.name for p in folder.iterdir()} == kept
+
+
+def test_predicts_in_a_new_object_at_original_size(trained):
+    run_dir, train, _, test, _, _ = trained
+    unknown = replace(test[0], targets=(replace(test[0].targets[0], object="never trained"),))
+    method = Nnunet(BUDGET)
+    method.load(run_dir)
+    samples = [*test, *train, unknown]
+    predictions = list(method.predict(samples, Recorder()))
+    assert [(p.sample, p.target) for p in predictions] == [(s, t) for s in samples for t in s.targets]
+    for prediction in predictions:
+        assert prediction.mask.shape == (prediction.sample.height, prediction.sample.width)
+        assert prediction.mask.dtype == bool
+    assert not predictions[-1].mask.any()
+    scores = [dice(p.mask, truth(p.target)) for p in predictions[:-1] if p.target.object == "square"]
+    assert np.mean(scores) > 0.6  # a constant prediction of the whole image gets about 0.2
+    assert all(p.seconds > 0 for p in predictions[:-1])
+    assert not list((run_dir / "nnunet").glob("masks-*"))
+
+
+def test_finished_experts_are_not_trained_again(trained, monkeypatch):
+    run_dir, train, val, _, _, summary = trained
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a child process was started"))
+    again = Nnunet(BUDGET, seed=3).fit(train, val, run_dir, Recorder())
+    assert again == summary
+
+
+def test_other_cases_or_budget_do_not_pass_for_finished(trained):
+    run_dir, train, val, _, _, _ = trained
+    more = BUDGET.model_copy(update={"epochs": 4})
+    for experts in (plan_experts(train[1:], val, BUDGET, 3), plan_experts(train, val, more, 3)):
+        assert read_summary(run_dir / "nnunet" / experts[0]["name"], experts[0]["key"]) is None
+
+
+def test_unreadable_mask_is_a_user_error_that_names_it(tmp_path):
+    train, val, _ = make_samples(tmp_path / "data")
+    train[0].targets[0].mask_file.write_bytes(b"no image")
+    with pytest.raises(UserError, match=train[0].targets[0].mask_file.name):
+        Nnunet(BUDGET).fit(train, val, tmp_path, Recorder())
+    assert "Traceback" in (tmp_path / "nnunet.log").read_text()
+    assert not (tmp_path / "nnunet" / "scratch").exists()
+
+
+def test_predict_without_experts_says_so(tmp_path):
+    method = Nnunet(BUDGET)
+    method.load(tmp_path)
+    with pytest.raises(UserError, match="train them first"):
+        next(method.predict([], Recorder()))
+
+
+def test_build_takes_budget_and_seed():
+    spec = RunSpec(
+        suite="s", profile="p", method="nnunet", backbone="-", seed=7, split_hash="x", nnunet=BUDGET
+    )
+    method = build(spec)
+    assert (method.budget, method.seed) == (BUDGET, 7)
+    with pytest.raises(ValueError, match="budget"):
+        build(spec.model_copy(update={"nnunet": None}))
+
+
+def test_object_without_validation_is_validated_on_training_cases(tmp_path):
+    train, _, _ = make_samples(tmp_path)
+    experts = plan_experts(train, [], BUDGET, 0)
+    assert not any(expert["validated"] for expert in experts)
+    assert all(case["splits"] == ["train", "val"] for expert in experts for case in expert["cases"])
+
+
+def test_threads_are_the_parent_s(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert thread_count() == 3
+
+
+def own_plan(height: int, width: int) -> dict:
+    """The parts of an nnU-Net 2d configuration that a budget touches, for a patch of six stages."""
+    stages = 6
+    network = {
+        "n_stages": stages,
+        "features_per_stage": [32, 64, 128, 256, 512, 512],
+        "strides": [[1, 1]] + [[2, 2]] * (stages - 1),
+        "kernel_sizes": [[3, 3]] * stages,
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+    }
+    return {"batch_size": 12, "patch_size": [height, width], "architecture": {"arch_kwargs": network}}
+
+
+@given(
+    st.integers(4, 20), st.integers(4, 20), st.none() | st.integers(16, 600), st.none() | st.integers(3, 9)
+)
+def test_budget_gives_a_plan_that_fits(rows, columns, patch, stages):
+    plan = own_plan(32 * rows, 32 * columns)
+    features = None if stages is None else tuple(range(8, 8 + stages))
+    budget = NnunetBudget(epochs=1, iterations_per_epoch=1, batch_size=3, patch_size=patch, features=features)
+    apply_budget(plan, budget.model_dump())
+    network = plan["architecture"]["arch_kwargs"]
+    strides = np.prod(network["strides"], axis=0)
+    size = np.array(plan["patch_size"])
+    assert plan["batch_size"] == 3
+    assert (size <= [32 * rows, 32 * columns]).all() and (size <= (patch or 9999)).all()
+    assert (size % strides == 0).all() and (size // strides >= 4).all()
+    assert 3 <= network["n_stages"] <= (stages or 6)
+    for field in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage"):
+        assert len(network[field]) == network["n_stages"]
+    assert len(network["n_conv_per_stage_decoder"]) == network["n_stages"] - 1
+
+
+def test_empty_budget_leaves_the_plan_alone():
+    plan = own_plan(256, 192)
+    apply_budget(plan, NnunetBudget(epochs=1, iterations_per_epoch=1).model_dump())
+    assert plan == own_plan(256, 192)
+
+
+def test_too_small_a_patch_is_refused():
+    with pytest.raises(ValueError, match="16 px"):
+        apply_budget(own_plan(64, 64), {"batch_size": 2, "patch_size": 12, "features": (4, 4, 4)})
+
+
+COMPARE = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+
+if __name__ == "__main__":
+    from baselines import nnunet_worker as worker
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints, plan_experiments, preprocess)
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    job = json.loads(Path(sys.argv[1]).read_text())
+    worker.set_environment(job)
+    for name in ("raw", "preprocessed", "results"):
+        Path(os.environ["nnUNet_" + name]).mkdir(parents=True)
+    expert = job["experts"][0]
+    folder = Path(os.environ["nnUNet_preprocessed"]) / expert["name"]
+    worker.write_raw(expert)
+
+    def read():
+        data = folder / "nnUNetPlans_2d"
+        cases = {}
+        for case in nnUNetDatasetBlosc2.get_identifiers(str(data)):
+            image, seg, _, properties = nnUNetDatasetBlosc2(str(data)).load_case(case)
+            cases[case] = image[:], seg[:], properties["class_locations"][1]
+        plans = json.loads((folder / "nnUNetPlans.json").read_text())
+        return cases, plans
+
+    # the real commands first: the worker then replaces their pools
+    extract_fingerprints([1], num_processes=1, check_dataset_integrity=True)
+    plan_experiments([1], gpu_memory_target_in_gb=8)
+    preprocess([1], configurations=["2d"], num_processes=[1])
+    real_cases, real_plans = read()
+    worker.prepare(expert, job["budget"], processes=0)
+    cases, plans = read()
+    assert set(cases) == set(real_cases) == {case["id"] for case in expert["cases"]}
+    for case, arrays in cases.items():
+        for ours, theirs in zip(arrays, real_cases[case], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    statistics = "foreground_intensity_properties_per_channel"
+    ours, theirs = plans.pop(statistics), real_plans.pop(statistics)
+    assert plans == real_plans
+    np.testing.assert_allclose(ours["0"]["mean"], theirs["0"]["mean"], rtol=0.01)
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_in_process_preparation_equals_the_real_commands(tmp_path):
+    train, val, _ = make_samples(tmp_path / "data")
+    budget = NnunetBudget(epochs=1, iterations_per_epoch=1)
+    expert = plan_experts(train, val, budget, 0)[0]
+    job = {"folder": str(tmp_path), "threads": 1, "budget": budget.model_dump(), "experts": [expert]}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / "compare.py").write_text(COMPARE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "compare.py"), str(tmp_path / "job.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "equal" in done.stdout, done.stderr[-3000:]

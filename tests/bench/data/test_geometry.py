@@ -1,0 +1,44 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.data.geometry import image_to_square, logits_to_original, mask_to_square, masks_from_logits
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(3, 40), width=st.integers(3, 40), factor=st.integers(1, 4), seed=st.integers(0, 99))
+def test_masks_survive_the_way_there_and_back(height, width, factor, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < 0.3
+    square = mask_to_square(mask, max(height, width) * factor)
+    logits = torch.from_numpy(square)[None].float() * 2 - 1
+    back = masks_from_logits(logits, height, width)[0]
+    np.testing.assert_array_equal(back, mask)
+
+
+def test_no_object_vanishes_when_the_image_shrinks():
+    mask = np.zeros((300, 200), bool)
+    mask[117, 43] = True
+    square = mask_to_square(mask, 64)
+    assert np.argwhere(square).tolist() == [[int(117.5 * 64 / 300), int(43.5 * 64 / 300)]]
+
+
+def test_large_masks_shrink_to_the_half_covered_pixels():
+    mask = np.zeros((64, 64), bool)
+    mask[10:31, 20:41] = True
+    by_hand = mask.reshape(32, 2, 32, 2).mean((1, 3)) >= 0.5
+    np.testing.assert_array_equal(mask_to_square(mask, 32), by_hand)
+
+
+def test_images_are_padded_at_the_right_and_bottom():
+    image = np.full((30, 50, 3), 200, np.uint8)
+    square = image_to_square(image, 50)
+    assert (square[:30] == 200).all()
+    assert (square[30:] == 0).all()
+
+
+def test_logits_of_a_larger_frame_are_cut_and_resized():
+    ramp = torch.linspace(-1, 1, 80).expand(1, 80, 80)
+    out = logits_to_original(ramp, 20, 40)
+    assert out.shape == (1, 20, 40)
+    torch.testing.assert_close(out[0, 5, 1:-1], ramp[0, 0].reshape(40, 2).mean(1)[1:-1], atol=1e-4, rtol=0)

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from bench.data.dataset import load_dataset
+from bench.data.splits import load_splits, make_splits
+from bench.errors import UserError
+
+
+def patients(samples):
+    return {s.patient for s in samples}
+
+
+def test_patients_stay_on_one_side(toy):
+    dataset = load_dataset(toy)
+    splits = make_splits([dataset])
+    sides = [patients(samples) for samples in splits.sides().values()]
+    assert all(not a & b for i, a in enumerate(sides) for b in sides[i + 1 :])
+    assert len(patients(splits.val)) == 1  # 20% of 5
+    assert set(splits.train) | set(splits.val) == set(dataset.train)
+    assert splits.test == dataset.test
+
+
+def test_seed_changes_validation_only(toy):
+    dataset = load_dataset(toy)
+    held_out = {min(patients(make_splits([dataset], seed=seed).val)) for seed in range(12)}
+    assert len(held_out) > 1
+    assert {make_splits([dataset], seed=seed).test for seed in range(3)} == {dataset.test}
+
+
+def test_hash_follows_the_content(toy):
+    first = make_splits([load_dataset(toy)])
+    assert first.hash == make_splits([load_dataset(toy)]).hash
+    assert first.hash != make_splits([load_dataset(toy)], seed=1).hash
+    file = toy / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["sentences"][0]["raw"] = "another phrase"
+    file.write_text(json.dumps(content))
+    assert first.hash != make_splits([load_dataset(toy)]).hash
+
+
+def test_saved_splits_come_back_or_are_refused(toy, tmp_path):
+    splits = make_splits([load_dataset(toy)])
+    splits.save(tmp_path / "splits.json")
+    assert load_splits(tmp_path / "splits.json") == splits
+    (toy / "train" / "p0-z0_toy.png").write_bytes((toy / "train" / "p1-z0_toy.png").read_bytes())
+    with pytest.raises(UserError, match="the data have changed"):
+        load_splits(tmp_path / "splits.json")
+
+
+def test_one_patient_cannot_be_split(toy):
+    file = toy / "train.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["patient"] = "only one"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="one training patient"):
+        make_splits([load_dataset(toy)])

@@ -1,0 +1,160 @@
+"""The estimate is linear where it says so, and the lanes are scheduled as a brute force would."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.data.dataset import load_dataset
+from bench.data.splits import make_splits
+from bench.environment import Hardware
+from bench.estimate import (
+    Workload,
+    estimate,
+    estimate_suite,
+    format_seconds,
+    lanes,
+    longest_first,
+    phantom_workload,
+    schedule,
+    workload_of,
+)
+from bench.methods import METHODS, make_spec
+from bench.spec import PhantomSize
+from experiments import SUITES
+from experiments.costs import COSTS
+from experiments.profiles import PROFILES
+
+LAPTOP = PROFILES["laptop"]
+CPU = Hardware(2, 8.0, ())
+WORK = Workload(
+    train_images=80, val_images=20, test_prompts=60, experts={("a", "x"): 50, ("b", "x"): 30}, image_size=256
+)
+
+
+def spec_of(method, **recipe):
+    spec = make_spec(SUITES["main"], LAPTOP, method, "hiera_xt", 0, "0" * 12)
+    return spec.model_copy(update={"recipe": spec.recipe.model_copy(update=recipe)}) if recipe else spec
+
+
+def slope(low, high):
+    return estimate(high, WORK, CPU) - estimate(low, WORK, CPU)
+
+
+def test_every_method_has_its_costs():
+    assert set(COSTS) == set(METHODS)
+    for method in METHODS:
+        assert estimate(spec_of(method), WORK, CPU) > COSTS[method].startup
+
+
+@pytest.mark.parametrize("method", ["boltzformer", "sam"])
+def test_training_costs_are_linear_in_steps_batch_and_pixels(method):
+    def at(steps, batch, size):
+        return spec_of(method, steps=steps, batch_images=batch, image_size=size, validate_every=10**9)
+
+    unit = slope(at(100, 8, 256), at(200, 8, 256))
+    assert unit == pytest.approx(100 * 8 * COSTS[method].train_image)
+    assert slope(at(200, 8, 256), at(300, 8, 256)) == pytest.approx(unit)
+    assert slope(at(100, 16, 256), at(200, 16, 256)) == pytest.approx(2 * unit)
+    assert slope(at(100, 8, 512), at(200, 8, 512)) == pytest.approx(4 * unit)
+
+
+def test_nnunet_is_linear_in_experts_iterations_batch_and_patch():
+    spec = spec_of("nnunet")
+
+    def budget(**update):
+        return spec.model_copy(update={"nnunet": spec.nnunet.model_copy(update=update)})
+
+    base = budget(epochs=2, iterations_per_epoch=50, batch_size=4, patch_size=128)
+    unit = estimate(base, WORK, CPU) - estimate(budget(epochs=1, iterations_per_epoch=50, batch_size=4), WORK, CPU)
+    assert unit == pytest.approx(2 * 50 * 4 * COSTS["nnunet"].train_patch / 4)
+    assert slope(
+        base, base.model_copy(update={"nnunet": base.nnunet.model_copy(update={"epochs": 3})})
+    ) == pytest.approx(unit)
+    wide = base.nnunet.model_copy(update={"patch_size": 256})
+    assert slope(base, base.model_copy(update={"nnunet": wide})) == pytest.approx(3 * 2 * unit)
+    # a patch is never larger than the image
+    huge = base.nnunet.model_copy(update={"patch_size": 1024})
+    assert slope(base.model_copy(update={"nnunet": wide}), base.model_copy(update={"nnunet": huge})) == 0
+
+
+def test_a_gpu_is_faster():
+    spec = spec_of("boltzformer")
+    assert estimate(spec, WORK, Hardware(16, 64.0, ("A",))) < estimate(spec, WORK, CPU)
+
+
+def test_the_work_of_a_split_is_counted(squares):
+    splits = make_splits([load_dataset(squares)])
+    assert workload_of(splits) == Workload(
+        train_images=4,
+        val_images=1,
+        test_prompts=4,
+        experts={("squares", "large square"): 4, ("squares", "dot"): 4},
+        image_size=30,
+    )
+
+
+def test_the_work_of_a_phantom_before_it_is_there():
+    work = phantom_workload(
+        PhantomSize(image_size=64, patients=10, test_patients=3, slices=2), {"a": ("x", "y"), "b": ("z",)}
+    )
+    assert (work.train_images, work.val_images, work.test_prompts) == (32, 8, 18)
+    assert work.experts == {("a", "x"): 16, ("a", "y"): 16, ("b", "z"): 16}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "hardware", "count"),
+    [
+        (1, 0, CPU, 2),
+        (2, 0, CPU, 1),
+        (8, 0, CPU, 1),
+        (8, 1, Hardware(16, 64.0, ("A",)), 1),
+        (2, 0.5, Hardware(16, 64.0, ("A",)), 2),
+        (8, 1, Hardware(16, 64.0, ("A",) * 4), 2),
+        (1, 1, CPU, 2),
+    ],
+)
+def test_lanes(cpus, gpus, hardware, count):
+    profile = LAPTOP.model_copy(update={"cpus_per_trial": cpus, "gpus_per_trial": gpus})
+    assert lanes(profile, hardware) == count
+
+
+SECONDS = st.lists(st.integers(1, 30), min_size=1, max_size=6)
+
+
+@given(seconds=SECONDS, count=st.integers(1, 3))
+def test_longest_first_is_near_the_best_schedule_and_never_below_it(seconds, count):
+    best = min(
+        max(sum(s for s, lane in zip(seconds, place, strict=True) if lane == number) for number in range(count))
+        for place in itertools.product(range(count), repeat=len(seconds))
+    )
+    got = schedule(sorted(seconds, reverse=True), count)
+    # Graham's bound for longest processing time first
+    assert best <= got <= best * (4 / 3 - 1 / (3 * count)) + 1e-9
+
+
+def test_a_suite_is_its_trials_on_the_lanes():
+    specs = [spec_of(method) for method in METHODS]
+    each = [estimate(spec, WORK, CPU) for spec in specs]
+    total = estimate_suite(specs, WORK, LAPTOP, CPU)
+    assert sum(each) / 2 <= total <= sum(each) / 2 + max(each) / 2
+    assert estimate_suite(specs, WORK, LAPTOP, Hardware(1, 8.0, ())) == pytest.approx(sum(each))
+    ordered = [estimate(spec, WORK, CPU) for spec in longest_first(specs, WORK, CPU)]
+    assert ordered == sorted(each, reverse=True)
+    assert estimate_suite([], WORK, LAPTOP, CPU) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (44.6, "45 s"),
+        (89, "89 s"),
+        (125, "2 min"),
+        (3600, "60 min"),
+        (3 * 3600 + 290, "3 h 05 min"),
+    ],
+)
+def test_durations_in_words(seconds, text):
+    assert format_seconds(seconds) == text

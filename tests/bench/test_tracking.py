@@ -1,0 +1,159 @@
+"""A real MLflow store in a temporary folder: one run per key, no double points, and no harm when it is
+away.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import tracking
+from bench.tracking import Tracker, flatten, initialize_store, store_uri
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The URI of a new SQLite store; making its tables takes seconds, so the tests share it."""
+    runs = tmp_path_factory.mktemp("runs")
+    uri = f"sqlite:///{runs / 'mlflow.db'}"
+    assert initialize_store(uri, runs)
+    return uri
+
+
+def run_of(uri, key):
+    client = tracking.client(uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    (run,) = client.search_runs([experiment], f"tags.bench_key = '{key}'")
+    return client, run
+
+
+def points(client, run, name):
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def test_parent_and_child_with_params_curves_and_artifacts(store, tmp_path):
+    (tmp_path / "spec.json").write_text("{}")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "index.html").write_text("<p>")
+    parent = Tracker(store, "suite a", "main", {"split_hash": "abc"})
+    child = Tracker(
+        store,
+        "trial a",
+        "sam-seed0",
+        params=flatten({"seed": 0, "recipe": {"steps": 5}}),
+        parent=parent.run_id,
+    )
+    for step in range(1500):
+        child.log(step, {"train_loss": step / 4})
+    child.artifacts(tmp_path / "spec.json", tmp_path / "report", tmp_path / "is_not_there.pt")
+    child.finish("FINISHED")
+    client, run = run_of(store, "trial a")
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert run.data.params == {"seed": "0", "recipe.steps": "5"}
+    assert run.info.status == "FINISHED"
+    assert sorted(points(client, run, "train_loss")) == [(step, step / 4) for step in range(1500)]
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert files == {"spec.json", "report"}
+    assert run_of(store, "suite a")[1].data.tags["split_hash"] == "abc"
+
+
+def test_a_restarted_trial_goes_on_in_its_run(store):
+    first = Tracker(store, "trial b", "b", params={"steps": 1})
+    first.log(1, {"val_dice": 0.1})
+    first.finish("KILLED")
+    second = Tracker(store, "trial b", "b", tags={"git_commit": "1"}, params={"steps": 2})
+    assert second.run_id == first.run_id
+    second.log(2, {"val_dice": 0.2})
+    second.finish("FINISHED")
+    client, run = run_of(store, "trial b")
+    assert points(client, run, "val_dice") == [(1, 0.1), (2, 0.2)]
+    assert run.data.params == {"steps": "1"} and run.data.tags["git_commit"] == "1"
+
+
+def test_a_trial_whose_files_are_gone_gets_a_new_run(store):
+    first = Tracker(store, "trial c", "c")
+    second = Tracker(store, "trial c", "c", fresh=True)
+    assert second.run_id != first.run_id
+    assert run_of(store, "trial c")[1].info.run_id == second.run_id
+
+
+def test_without_mlflow_nothing_breaks_and_it_is_told_once(capsys):
+    tracker = Tracker("http://127.0.0.1:9", "trial", "name")
+    for step in range(50):
+        tracker.log(step, {"train_loss": 1.0})
+        tracker.flush()
+    tracker.tag(budget="1")
+    tracker.artifacts(Path("nothing"))
+    tracker.finish("FINISHED")
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert len(warnings) == 1 and "http://127.0.0.1:9 is not reachable" in warnings[0]
+
+
+def test_points_wait_for_a_store_that_comes_back(store, monkeypatch, capsys):
+    tracker = Tracker(store, "trial d", "d")
+    real = tracker._client.log_batch
+    monkeypatch.setattr(tracker._client, "log_batch", lambda *a, **k: (_ for _ in ()).throw(OSError("away")))
+    tracker.log(1, {"train_loss": 1.0})
+    tracker.flush()
+    monkeypatch.setattr(tracker._client, "log_batch", real)
+    tracker.log(2, {"train_loss": 0.5})
+    tracker.finish("FINISHED")
+    client, run = run_of(store, "trial d")
+    assert points(client, run, "train_loss") == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_store_that_cannot_be_made_is_a_warning(tmp_path, capsys):
+    assert not initialize_store("http://127.0.0.1:9", tmp_path)
+    assert "is not reachable" in capsys.readouterr().err
+
+
+def test_the_environment_names_another_store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert store_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from bench.tracking import Tracker, initialize_store
+uri, runs, key = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+assert initialize_store(uri, runs)
+tracker = Tracker(uri, key, key)
+for step in range(20):
+    tracker.log(step, {"loss": float(step)})
+tracker.finish("FINISHED")
+"""
+
+
+def test_two_processes_may_make_the_store_at_once(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    start = time.time()
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, uri, str(tmp_path), f"writer {number}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    output = "".join(writer.communicate(timeout=240)[0] for writer in writers)
+    assert [writer.returncode for writer in writers] == [0, 0], output
+    assert output == "", f"MLflow talks on the terminal: {output}"
+    assert time.time() - start < 240
+    for number in range(2):
+        client, run = run_of(uri, f"writer {number}")
+        assert len(points(client, run, "loss")) == 20
+
+
+def test_flatten_names_nested_values_by_their_path_and_leaves_out_none():
+    assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": "x"}) == {"a.b.c": 1, "e": "x"}

@@ -1,0 +1,147 @@
+"""The decoder against a slow, obvious implementation of section 3.2 that reads one prompt and one query at a time."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.config import ModelConfig
+from models.decoder import Decoder
+from models.position import sine_position
+
+WIDTH, HEADS, QUERIES, LAYERS = 32, 4, 3, 4
+
+
+def norm(x, layer):
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + layer.eps) * layer.weight + layer.bias
+
+
+def attend_one(q, keys, values, allowed):
+    """One query vector, head by head, over the tokens in `allowed`."""
+    heads = []
+    size = WIDTH // HEADS
+    for h in range(HEADS):
+        part = slice(h * size, (h + 1) * size)
+        scores = torch.stack([q[part] @ keys[t, part] / math.sqrt(size) for t in allowed])
+        weights = torch.exp(scores - scores.max())
+        heads.append(sum(w * values[t, part] for w, t in zip(weights / weights.sum(), allowed, strict=True)))
+    return torch.cat(heads)
+
+
+def self_attention(block, x, position, allowed):
+    wq, wk, wv = block.attention.in_proj_weight.chunk(3)
+    bq, bk, bv = block.attention.in_proj_bias.chunk(3)
+    q, k, v = (x + position) @ wq.T + bq, (x + position) @ wk.T + bk, x @ wv.T + bv
+    out = torch.stack([attend_one(row, k, v, allowed) for row in q])
+    return norm(x + block.attention.out_proj(out), block.norm)
+
+
+def feed_forward(block, x):
+    return norm(x + block.linear2(block.linear1(x).clamp(min=0)), block.norm)
+
+
+def slow_decoder(decoder, visual, semantic, text, keep_of):
+    """visual: 3 x (d, h, w); semantic (d, h, w); text (T, d) without padding; keep_of(layer) -> (m, N) bool."""
+    queries = decoder.query_content.weight
+    query_position = decoder.query_position.weight
+    position = torch.cat([query_position, text])
+    everything = range(QUERIES + len(text))
+    both = self_attention(decoder.prior_attention, torch.cat([queries, text]), position, everything)
+    queries, text = feed_forward(decoder.prior_feed_forward, both[:QUERIES]), both[QUERIES:]
+    for layer in range(LAYERS):
+        features = visual[layer % 3]
+        tokens = features.flatten(1).T + decoder.level.weight[layer % 3]
+        place = sine_position(*features.shape[1:], WIDTH)
+        block, keep = decoder.cross_attention[layer], keep_of(layer)
+        q, k, v = block.query(queries + query_position), block.key(tokens + place), block.value(tokens)
+        out = torch.stack(
+            [attend_one(q[i], k, v, keep[i].nonzero().flatten().tolist()) for i in range(QUERIES)]
+        )
+        queries = norm(queries + block.output(out), block.norm)
+        both = self_attention(decoder.self_attention[layer], torch.cat([queries, text]), position, everything)
+        queries, text = feed_forward(decoder.feed_forward[layer], both[:QUERIES]), both[QUERIES:]
+    mu = decoder.mask_embedding(norm(queries, decoder.norm))
+    return torch.einsum("md,dhw->mhw", mu, semantic)
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(0)
+    visual = [torch.randn(2, WIDTH, n, n) for n in (2, 4, 8)]
+    text = torch.randn(3, 5, WIDTH)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    text[padding] = 0
+    return visual, torch.randn(2, WIDTH, 16, 16), text, padding, torch.tensor([0, 1, 1])
+
+
+def build(**options):
+    torch.manual_seed(1)
+    config = ModelConfig(width=WIDTH, heads=HEADS, feedforward=48, layers=LAYERS, queries=QUERIES, **options)
+    return Decoder(config).eval()
+
+
+@pytest.mark.parametrize("attention", ["boltzmann", "threshold", "full"])
+def test_against_the_slow_implementation(inputs, attention):
+    visual, semantic, text, padding, index = inputs
+    decoder = build(attention=attention, sampling_ratio=0.4)
+    kept = {}
+
+    def choose(layer, logits):
+        keep = decoder.choose_tokens(layer, logits, torch.Generator().manual_seed(layer))
+        kept[layer] = torch.ones_like(logits, dtype=torch.bool) if keep is None else keep
+        return keep
+
+    out = decoder(visual, semantic, text, padding, index, choose=choose)
+    for p, image in enumerate(index.tolist()):
+        slow = slow_decoder(
+            decoder,
+            [v[image] for v in visual],
+            semantic[image],
+            text[p][~padding[p]],
+            lambda layer, p=p: (
+                kept[layer][p] if kept else torch.ones(QUERIES, [4, 16, 64][layer % 3], dtype=torch.bool)
+            ),
+        )
+        torch.testing.assert_close(out[p], slow, rtol=1e-4, atol=1e-5)
+
+
+def test_threshold_keeps_what_the_mask_says(inputs):
+    visual, semantic, text, padding, index = inputs
+    decoder = build(attention="threshold")
+    seen = []
+
+    def choose(layer, logits):
+        seen.append(logits)
+        return decoder.choose_tokens(layer, logits, None)
+
+    decoder(visual, semantic, text, padding, index, choose=choose)
+    # the first layer's field: the mask of the text-conditioned queries, resized to the coarsest grid
+    both = decoder.prior_attention(
+        torch.cat([decoder.query_content.weight.expand(3, -1, -1), text], 1),
+        torch.cat([decoder.query_position.weight.expand(3, -1, -1), text], 1),
+        F.pad(padding, (QUERIES, 0)),
+    )
+    mu = decoder.embed(decoder.prior_feed_forward(both[:, :QUERIES]))
+    mask = torch.einsum("pmd,pdhw->pmhw", mu, semantic[index])
+    resized = F.interpolate(mask, size=(2, 2), mode="bilinear", align_corners=False).flatten(2)
+    torch.testing.assert_close(seen[0], resized, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_does_not_change_a_prompt(inputs):
+    visual, semantic, text, padding, index = inputs
+    decoder = build(attention="full")
+    together = decoder(visual, semantic, text, padding, index)
+    alone = decoder(visual, semantic, text[1:2, :3], padding[1:2, :3], index[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_generator_is_the_only_randomness(inputs):
+    decoder = build()
+    first, again, other = (
+        decoder(*inputs, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,0 +1,158 @@
+"""Numerical comparison with the authors' implementation (random weights, fp32): outputs and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.boltzmann import sample_tokens, threshold_tokens
+from models.config import ModelConfig
+from models.decoder import Decoder
+from models.losses import segmentation_loss
+from models.pigma import PiGMA
+from models.pixel_decoder import PixelDecoder
+from models.position import sine_position
+from models.text_encoder import tokenize
+
+
+def load(shared, name):
+    from safetensors.torch import load_file
+
+    return load_file(shared / "reference" / f"{name}.safetensors")
+
+
+def close(actual, expected, relative=1e-4):
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=relative * max(scale, 1e-12))
+
+
+def renamed(tensors, pairs):
+    """Parameters `param.<theirs>...` under our names; pairs of (their prefix, our prefix)."""
+    return {
+        ours + key.removeprefix(f"param.{theirs}"): value
+        for theirs, ours in pairs
+        for key, value in tensors.items()
+        if key.startswith(f"param.{theirs}")
+    }
+
+
+def decoder_state(tensors, layers):
+    pairs = [("decoder_norm.", "norm."), ("initial_self_attention_layer.norm.", "prior_attention.norm.")]
+    pairs += [("initial_self_attention_layer.self_attn.", "prior_attention.attention.")]
+    pairs += [("initial_ffn_layer.", "prior_feed_forward.")]
+    pairs += [("query_feat.", "query_content."), ("query_embed.", "query_position."), ("level_embed.", "level.")]
+    pairs += [(f"mask_embed.layers.{i}.", f"mask_embedding.{2 * i}.") for i in range(3)]
+    for i in range(layers):
+        pairs += [
+            (f"transformer_self_attention_layers.{i}.self_attn.", f"self_attention.{i}.attention."),
+            (f"transformer_self_attention_layers.{i}.norm.", f"self_attention.{i}.norm."),
+            (f"transformer_cross_attention_layers.{i}.norm.", f"cross_attention.{i}.norm."),
+            (f"transformer_cross_attention_layers.{i}.multihead_attn.out_proj.", f"cross_attention.{i}.output."),
+            (f"transformer_ffn_layers.{i}.", f"feed_forward.{i}."),
+        ]
+    state = renamed(tensors, pairs)
+    for i in range(layers):
+        for kind in ("weight", "bias"):
+            fused = tensors[f"param.transformer_cross_attention_layers.{i}.multihead_attn.in_proj_{kind}"]
+            for name, part in zip(("query", "key", "value"), fused.chunk(3), strict=True):
+                state[f"cross_attention.{i}.{name}.{kind}"] = part
+    return state
+
+
+@pytest.mark.parametrize(
+    ("file", "attention"),
+    [
+        ("decoder_dense", "full"),
+        ("decoder_threshold05", "threshold"),
+        ("decoder_boltzmann_shared_heads", "boltzmann"),
+    ],
+)
+def test_decoder(shared, file, attention):
+    t = load(shared, file)
+    decoder = Decoder(ModelConfig(width=64, heads=4, feedforward=128, layers=3, queries=5, attention=attention))
+    decoder.load_state_dict(decoder_state(t, 3), strict=True)
+
+    def choose(layer, logits):
+        blocked = t[f"mask{layer}"].unflatten(0, (2, 4))[:, 0]
+        if attention == "threshold":
+            keep = threshold_tokens(logits)
+        else:
+            keep = sample_tokens(logits, 1 / (1 + layer), 0.1, t[f"rand{layer}"].unflatten(0, (2, 4))[:, 0])
+        rescued = blocked.all(-1, keepdim=True)
+        assert (keep == (~blocked | rescued)).float().mean() > 0.999
+        return keep
+
+    leaves = {name: t[name].clone().requires_grad_() for name in ("x0", "x1", "x2", "mask_features", "grounding_tokens")}
+    text = leaves["grounding_tokens"].transpose(0, 1)
+    visual = [leaves[f"x{i}"] for i in range(3)]
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    out = decoder(visual, leaves["mask_features"], text, padding, torch.arange(2), choose=choose)
+    close(out, t["out"])
+    (out * t["cotangent"]).mean().backward()
+    for name, leaf in leaves.items():
+        close(leaf.grad, t[f"grad.{name}"])
+    close(decoder.mask_embedding[4].weight.grad, t["grad.param.mask_embed.layers.2.weight"])
+    close(decoder.query_content.weight.grad, t["grad.param.query_feat.weight"])
+
+
+def test_pixel_decoder(shared):
+    t = load(shared, "pixel_decoder")
+    channels = [t[f"in.res{i}"].shape[1] for i in (2, 3, 4, 5)]
+    decoder = PixelDecoder(channels, width=64, heads=4, feedforward=128, layers=2)
+    pairs = [("input_proj.", "input_projection."), ("mask_features.", "mask_features."), ("layer_4.", "output32.0.")]
+    for i in range(2):
+        layer = f"transformer.encoder.layers.{i}."
+        pairs += [(f"{layer}self_attn.", f"encoder.{i}.attention.")]
+        pairs += [(f"{layer}{part}.", f"encoder.{i}.{part}.") for part in ("linear1", "linear2", "norm1", "norm2")]
+    for place, number in enumerate((3, 2, 1)):  # theirs count from the finest
+        pairs += [(f"adapter_{number}.", f"laterals.{place}.0."), (f"layer_{number}.", f"outputs.{place}.0.")]
+    state = {k.replace(".0.norm.", ".1."): v for k, v in renamed(t, pairs).items()}
+    decoder.load_state_dict(state, strict=True)
+    visual, semantic = decoder([t[f"in.res{i}"] for i in (2, 3, 4, 5)])
+    close(semantic, t["mask_features"])
+    for i in range(3):
+        close(visual[i], t[f"ms{i}"])
+
+
+def test_pigma(shared):
+    t = load(shared, "pigma")
+    pigma = PiGMA(queries=5)
+    pairs = [("output_deconv.", "deconvolution."), ("output_conv.", "convolution.")]
+    pigma.load_state_dict(renamed(t, pairs), strict=True)
+    out = pigma(t["pred_gmasks"], t["image_normalised"], torch.zeros(1, dtype=torch.int64))
+    close(out[:, None], t["out"])
+    (F.interpolate(out[:, None], (64, 64), mode="area") * t["cotangent64"]).mean().backward()
+    for theirs, ours in pairs:
+        close(pigma.get_parameter(f"{ours}weight").grad, t[f"grad.param.{theirs}weight"])
+
+
+@pytest.mark.parametrize(("name", "size"), [("pos_8x8", (8, 8)), ("pos_5x9", (5, 9)), ("pos_32x32", (32, 32))])
+def test_sine_position(shared, name, size):
+    expected = load(shared, "position_sine")[name][0].flatten(1).T
+    close(sine_position(*size, 64), expected)
+
+
+def test_loss_with_an_empty_target_and_with_resizing(shared):
+    t = load(shared, "losses")
+    logits = t["seg.pred"][:, 0].clone().requires_grad_()
+    loss = segmentation_loss(logits, t["seg.target"][:, 0])
+    close(loss, t["seg.loss"])
+    loss.backward()
+    close(logits.grad, t["seg.grad"][:, 0])
+    logits = t["bl.pred"][:, 0].clone().requires_grad_()
+    loss = segmentation_loss(logits, t["bl.target_up"][:, 0])
+    close(loss, t["bl.loss_up"])
+    loss.backward()
+    close(logits.grad, t["bl.grad_up"][:, 0])
+    close(segmentation_loss(t["bl.pred"][:, 0], t["bl.target_down"][:, 0]), t["bl.loss_down"])
+
+
+def test_clip_tokens(shared):
+    import json
+
+    prompts = json.loads((shared / "reference" / "index.json").read_text())["clip_tokens"]["prompts"]
+    t = load(shared, "clip_tokens")
+    ids, attention = tokenize(prompts)
+    length = ids.shape[1]
+    expected = t["attention_mask"][:, :length].bool()
+    assert torch.equal(attention.bool(), expected)
+    assert torch.equal(ids[expected], t["input_ids"][:, :length][expected].to(ids.dtype))

@@ -1,0 +1,139 @@
+"""The whole report from a suite folder: the files, the gaps, the imports, the time."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.errors import UserError
+from reports.build import build_report
+from reports.load import load_suite
+
+FILES = {
+    "main_table.md", "main_table.csv", "main_table.tex", "by_size.md", "by_size.csv", "by_size.tex",
+    "object_sizes.md", "object_sizes.csv", "per_object.md", "per_object.csv", "differences.md",
+    "differences.csv", "dice_vs_size.png", "curves.png", "overlays.png", "index.html",
+}  # fmt: skip
+DATASETS = ["LIDC-IDRI", "AMOS22-CT", "zebra"]
+
+
+def run_folder(suite, method):
+    return next(path for path in suite.iterdir() if path.name.startswith(f"{method}-"))
+
+
+@pytest.fixture
+def suite(build, tmp_path):
+    return build.suite(tmp_path, size=48)
+
+
+def test_report_is_written_whole(suite):
+    report = build_report(suite)
+    folder = suite / "report"
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert {*report.tables, *report.figures, report.html.name} == FILES
+    assert all(path.is_file() and path.parent == folder for path in report.tables.values())
+    assert report.gaps == () and report.notes == ()
+    # the paper's data sets first, in its order
+    assert list(report.frame.columns[:6]) == ["method", "average", "average SE", *DATASETS]
+    assert report.frame["method"].tolist() == ["BoltzFormer+Hiera-XT", "SAM+Hiera-XT", "nnU-Net"]
+    for path in report.tables.values():
+        assert "phantom" in path.read_text()
+    page = report.html.read_text()
+    assert page.count("data:image/png;base64,") == 3 and "reduced to 2 epochs &amp; 2D" in page
+
+
+def test_main_table_agrees_with_a_loop_over_the_records(suite):
+    frame = pd.read_csv(build_report(suite).tables["main_table.csv"])
+    records = load_suite(suite).records
+    for place, method in enumerate(["boltzformer", "sam", "nnunet"]):
+        means = []
+        for dataset in DATASETS:
+            mine = records[(records["method"] == method) & (records["dataset"] == dataset)]
+            dice = [200 * r.tp / (2 * r.tp + r.fp + r.fn) for r in mine.itertuples()]
+            means.append(sum(dice) / len(dice))
+            assert frame.loc[place, dataset] == pytest.approx(means[-1])
+        assert frame.loc[place, "average"] == pytest.approx(sum(means) / 3)
+    assert frame["ms_per_prompt"].tolist() == pytest.approx([16, 22, 28])
+    assert frame["train_seconds"].tolist() == [61.5] * 3 and frame["parameters"].tolist() == [1234567] * 3
+
+
+def test_two_builds_are_byte_for_byte_the_same(suite, tmp_path):
+    first, second = build_report(suite, tmp_path / "a"), build_report(suite, tmp_path / "b")
+    for name in sorted(FILES):
+        assert (first.html.parent / name).read_bytes() == (second.html.parent / name).read_bytes(), name
+
+
+def test_gaps_are_shown_and_never_averaged(suite, build):
+    shutil.rmtree(run_folder(suite, "sam"))
+    build.change(run_folder(suite, "nnunet") / "status.json", state="failed", error="out of memory", fit=None)
+    path = run_folder(suite, "boltzformer") / "records.parquet"
+    report = build_report(suite)
+    table = report.frame.set_index("method")
+    assert set(table.loc["SAM+Hiera-XT", ["average", *DATASETS]]) == {"-"}
+    assert set(table.loc["nnU-Net", ["average", *DATASETS, "budget"]]) == {"failed"}
+    assert "not run" in report.gaps[0] and "failed: out of memory" in report.gaps[1]
+    assert "The grid has gaps" in report.html.read_text() and "out of memory" in report.html.read_text()
+    sizes = pd.read_csv(report.tables["by_size.csv"])
+    assert set(sizes["SAM+Hiera-XT"]) == {"-"} and set(sizes["nnU-Net"]) == {"failed"}
+
+    build.change(run_folder(suite, "nnunet") / "status.json", state="finished")
+    records = pd.read_parquet(path)
+    records[records["dataset"] != "zebra"].to_parquet(path)
+    table = build_report(suite).frame.set_index("method")
+    row = table.loc["BoltzFormer+Hiera-XT"]
+    assert row["zebra"] == "-" and row["average"] == "-" and row["LIDC-IDRI"] > 0
+    assert table.loc["nnU-Net", "average"] > 0
+
+
+def test_a_suite_of_which_nothing_has_run(suite):
+    for method in ("boltzformer", "sam", "nnunet"):
+        shutil.rmtree(run_folder(suite, method))
+    report = build_report(suite)
+    assert set(report.frame["average"]) == {"-"} and set(report.frame["LIDC-IDRI"]) == {"-"}
+    assert len(report.gaps) == 3 and report.html.is_file()
+
+
+def test_real_data_are_not_called_phantom(build, tmp_path):
+    report = build_report(build.suite(tmp_path, size=24, patients=2, slices=1, phantom=False))
+    for path in (*report.tables.values(), report.html):
+        assert "phantom" not in path.read_text()
+
+
+def test_several_seeds(build, tmp_path):
+    suite = build.suite(tmp_path, size=32, seeds=(0, 1))
+    frame = build_report(suite).frame
+    assert len(frame) == 3 and set(frame["seeds"]) == {2}
+    records = load_suite(suite).records
+    mine = records[(records["method"] == "sam") & (records["dataset"] == "zebra")]
+    dice = 200 * mine["tp"] / (2 * mine["tp"] + mine["fp"] + mine["fn"])
+    assert frame.loc[1, "zebra"] == pytest.approx(dice.mean())
+
+
+def test_out_that_cannot_be_written(suite, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        build_report(suite, tmp_path / "file" / "report")
+
+
+def test_reports_import_neither_torch_nor_ray_nor_mlflow(suite):
+    code = (
+        "import sys; from pathlib import Path; from reports.build import build_report; "
+        "build_report(Path(sys.argv[1])); "
+        "sys.exit({'torch', 'ray', 'mlflow', 'matplotlib.pyplot'} & set(sys.modules) or 0)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code, suite], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.strip() == "", done.stderr
+
+
+def test_five_thousand_records_in_ten_seconds(build, tmp_path):
+    methods = {name: name for name in ("a", "b", "c", "d", "e", "f")}
+    suite = build.suite(tmp_path, methods=methods, patients=42, slices=5, size=32)  # 6 x 42 x 5 x 4
+    start = time.perf_counter()
+    build_report(suite)
+    assert len(load_suite(suite).records) >= 5000
+    assert time.perf_counter() - start < 10

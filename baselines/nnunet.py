@@ -29,13 +29,9 @@ from bench.errors import UserError
 from bench.interface import FitSummary, Log, Prediction, Sample
 from bench.spec import NnunetBudget, RunSpec
 
-HOME_GROUND = (
-    "nnU-Net's maintainers caution that 2D PNG slices are not its home ground: it is made for 3D volumes"
-)
+HOME_GROUND = "nnU-Net's maintainers caution that 2D PNG slices are not its home ground: it is made for 3D volumes"
 SMALLEST_EDGE = 4  # px at the deepest stage: nnU-Net's UNet_featuremap_min_edge_length
-FINAL_CHECKPOINT = (
-    "nnU-Net: final checkpoint, as is its default; val Dice is its pseudo-Dice on validation patches"
-)
+FINAL_CHECKPOINT = "nnU-Net: final checkpoint, as is its default; val Dice is its pseudo-Dice on validation patches"
 
 
 def build(spec: RunSpec) -> Nnunet:
@@ -66,9 +62,7 @@ class Nnunet:
         """
         self.load(run_dir)
         experts = plan_experts(train, val, self.budget, self.seed)
-        missing = [
-            expert for expert in experts if read_summary(self._folder / expert["name"], expert["key"]) is None
-        ]
+        missing = [expert for expert in experts if read_summary(self._folder / expert["name"], expert["key"]) is None]
         if missing:
             self._train(missing, experts, log)
         summaries = [read_summary(self._folder / expert["name"], expert["key"]) for expert in experts]
@@ -82,9 +76,7 @@ class Nnunet:
         changed size.
         """
         if self.run_dir is None or not self._folder.is_dir():
-            raise UserError(
-                f"no nnU-Net experts in {self.run_dir}: train them first, fit(train, val, run_dir, log)"
-            )
+            raise UserError(f"no nnU-Net experts in {self.run_dir}: train them first, fit(train, val, run_dir, log)")
         names = {}
         for file in sorted(self._folder.glob("*/expert.json")):
             summary = json.loads(file.read_text())
@@ -96,9 +88,7 @@ class Nnunet:
                 name = names.get((sample.dataset, target.object))
                 if name is not None:
                     image = {"index": index, "image_file": str(sample.image_file.resolve())}
-                    jobs.setdefault(name, []).append(
-                        {**image, "mask_file": str(Path(masks) / f"{index}.png")}
-                    )
+                    jobs.setdefault(name, []).append({**image, "mask_file": str(Path(masks) / f"{index}.png")})
             seconds = self._apply(jobs, log)
             for index, (sample, target) in enumerate(rows):
                 shape = (sample.height, sample.width)
@@ -162,6 +152,8 @@ class Nnunet:
             # worker processes pay from a handful of cores on
             "processes": 0 if threads < 4 else threads,
             "mirroring": is_full(self.budget),
+            # with many small patches an image, 0.75 halves the time and gives the same Dice
+            "tile_step": 0.5 if is_full(self.budget) else 0.75,
         }
         job_file = self._folder / f"{job['mode']}.json"
         job_file.write_text(json.dumps(job))
@@ -197,9 +189,7 @@ class Nnunet:
             raise RuntimeError(f"nnU-Net ended with code {code}; see {log_file}: {' | '.join(lines)}")
 
 
-def plan_experts(
-    train: Sequence[Sample], val: Sequence[Sample], budget: NnunetBudget, seed: int
-) -> list[dict]:
+def plan_experts(train: Sequence[Sample], val: Sequence[Sample], budget: NnunetBudget, seed: int) -> list[dict]:
     """The worker's description of each expert: one per (data set, object) of `train`, with its cases.
 
     An object without a validation mask is validated on its training cases (nnU-Net needs some); as its final
@@ -233,9 +223,7 @@ def plan_experts(
         if not expert["validated"]:
             for case in expert["cases"]:
                 case["splits"].append("val")
-        expert["name"] = f"Dataset{number:03d}_" + re.sub(
-            r"\W+", "-", f"{expert['dataset']}-{expert['object']}"
-        )
+        expert["name"] = f"Dataset{number:03d}_" + re.sub(r"\W+", "-", f"{expert['dataset']}-{expert['object']}")
         expert["images"] = f"images{datasets.index(expert['dataset']):03d}"
         cases = [[case["image_id"], case["splits"]] for case in expert["cases"]]
         text = json.dumps([expert["dataset"], expert["object"], cases, budget.model_dump(), seed])
@@ -270,9 +258,7 @@ def apply_budget(configuration: dict, budget: dict) -> None:
     while stages > 1 and (patch // np.prod(network["strides"][:stages], axis=0) < SMALLEST_EDGE).any():
         stages -= 1
     if stages < 3:
-        raise ValueError(
-            f"nnU-Net needs three stages, so patches of 16 px or more, and features for them: {patch}"
-        )
+        raise ValueError(f"nnU-Net needs three stages, so patches of 16 px or more, and features for them: {patch}")
     for field in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage"):
         network[field] = network[field][:stages]
     network["n_stages"] = stages
@@ -299,7 +285,7 @@ def summarise(summaries: list[dict], experts: list[dict], budget: NnunetBudget) 
     dices = [row["val_dice"] for row, expert in zip(summaries, experts, strict=True) if expert["validated"]]
     notes = [HOME_GROUND, FINAL_CHECKPOINT]
     if not is_full(budget):
-        notes.append("nnU-Net: plan cut to the profile's budget, no mirroring at test time")
+        notes.append("nnU-Net: plan cut to the profile's budget, no test-time mirroring, tile step 0.75 instead of 0.5")
     return FitSummary(
         budget=f"{len(summaries)} experts x {iterations} iterations x {'/'.join(map(str, batches))} patches "
         f"of {', '.join(patches)} px, {parameters / len(summaries) / 1e6:.2g} M parameters each",
@@ -312,7 +298,7 @@ def summarise(summaries: list[dict], experts: list[dict], budget: NnunetBudget) 
 
 
 def is_full(budget: NnunetBudget) -> bool:
-    """Whether the budget leaves nnU-Net's own plan as it is; then its test-time mirroring stays on, too."""
+    """Whether the budget leaves nnU-Net's own plan as it is; then its way of predicting stays, too."""
     return budget.batch_size is None and budget.patch_size is None and budget.features is None
 
 

@@ -81,9 +81,7 @@ def write_raw(expert: dict) -> int:
     for case in expert["cases"]:
         image = images / f"{case['id']}.png"
         if not image.exists():
-            Image.fromarray(as_channels(read_image(case["image_file"]), channels)).save(
-                image, compress_level=1
-            )
+            Image.fromarray(as_channels(read_image(case["image_file"]), channels)).save(image, compress_level=1)
         label = folder / "labelsTr" / f"{case['id']}.png"
         Image.fromarray(load_mask(Path(case["mask_file"])).astype(np.uint8)).save(label, compress_level=1)
         cases[case["id"]] = {"images": [f"../{images.name}/{image.name}"], "label": f"labelsTr/{label.name}"}
@@ -154,9 +152,7 @@ def prepare(expert: dict, budget: dict, processes: int) -> dict:
     plans = json.loads(plans_file.read_text())  # as nnU-Net reads it: lists and floats instead of numpy's
     apply_budget(plans["configurations"]["2d"], budget)
     plans_file.write_text(json.dumps(plans, indent=2))
-    split = {
-        part: [case["id"] for case in expert["cases"] if part in case["splits"]] for part in ("train", "val")
-    }
+    split = {part: [case["id"] for case in expert["cases"] if part in case["splits"]] for part in ("train", "val")}
     (folder / "splits_final.json").write_text(json.dumps([split]))
     preprocessor = DefaultPreprocessor(verbose=False)
     preprocessor.show_progress_bar = False
@@ -198,8 +194,7 @@ def trainer_class() -> type:
             """nnU-Net's, then the report of the epoch's point of the curves."""
             super().on_epoch_end()
             latest = {
-                key: self.logger.get_value(key, -1)
-                for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs")
+                key: self.logger.get_value(key, -1) for key in ("train_losses", "val_losses", "mean_fg_dice", "lrs")
             }
             self.on_epoch(self.iterations, {key: float(value) for key, value in latest.items()})
 
@@ -211,9 +206,7 @@ def check_cases(trainer: Any, expert: dict) -> None:
 
     (If the asked fold were not in splits_final.json, it would note it and draw a random split of its own.)
     """
-    wanted = {
-        part: [case["id"] for case in expert["cases"] if part in case["splits"]] for part in ("train", "val")
-    }
+    wanted = {part: [case["id"] for case in expert["cases"] if part in case["splits"]] for part in ("train", "val")}
     train, val = trainer.do_split()
     assert list(train) == wanted["train"], f"{expert['name']}: nnU-Net would train on other cases"
     assert list(val) == wanted["val"], f"{expert['name']}: nnU-Net would validate on other cases"
@@ -222,9 +215,7 @@ def check_cases(trainer: Any, expert: dict) -> None:
     for part, loader in (("train", trainer.dataloader_train), ("val", trainer.dataloader_val)):
         if loader is not None:  # the loaders as they were used
             loader = getattr(loader, "data_loader", getattr(loader, "generator", None))
-            assert set(loader.indices) == set(wanted[part]), (
-                f"{expert['name']}: nnU-Net drew other {part} cases"
-            )
+            assert set(loader.indices) == set(wanted[part]), f"{expert['name']}: nnU-Net drew other {part} cases"
 
 
 def train(expert: dict, job: dict, emit: Emit) -> dict:
@@ -299,16 +290,16 @@ def predict(expert: dict, job: dict, emit: Emit) -> None:
     weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
     trainer = trainer_class()
-    network = trainer.build_network_architecture(
-        plans, configuration, channels, heads, enable_deep_supervision=False
-    )
+    network = trainer.build_network_architecture(plans, configuration, channels, heads, enable_deep_supervision=False)
     predictor = nnUNetPredictor(
-        use_mirroring=job["mirroring"], perform_everything_on_device=True, device=device, allow_tqdm=False
+        tile_step_size=job["tile_step"],
+        use_mirroring=job["mirroring"],
+        perform_everything_on_device=True,
+        device=device,
+        allow_tqdm=False,
     )
     axes = (0, 1)  # nnU-Net's for 2d
-    predictor.manual_initialization(
-        network, plans, configuration, [weights], dataset_json, trainer.__name__, axes
-    )
+    predictor.manual_initialization(network, plans, configuration, [weights], dataset_json, trainer.__name__, axes)
     for image in expert["images"]:
         started = time.perf_counter()
         pixels = as_channels(read_image(image["image_file"]), channels)
@@ -371,9 +362,7 @@ def main(job_file: str) -> None:
     os.dup2(2, 1)
     threading.Thread(target=end_with_parent, daemon=True).start()
     set_environment(job)
-    run_job(
-        job, lambda event, **values: print(json.dumps({"event": event, **values}), file=events, flush=True)
-    )
+    run_job(job, lambda event, **values: print(json.dumps({"event": event, **values}), file=events, flush=True))
 
 
 if __name__ == "__main__":

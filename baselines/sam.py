@@ -33,7 +33,7 @@ class Sam(nn.Module):
         super().__init__()
         sizes = two_way_sizes(config)
         width = sizes["embedding_dim"]
-        self.image_encoder = ImageEncoder(backbone, config)
+        self.image_encoder = ImageEncoder(backbone, config, finest=16)
         self.text_prompt = TextPrompt(config, width)
         self.image_projection = nn.Conv2d(config.width, width, 1)
         self.position = PositionEmbeddingRandom(width // 2)

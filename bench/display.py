@@ -148,7 +148,8 @@ class Display:
         now = time.time()
         for trial in trials:
             state, when = self._told.get(trial.spec.run_id, ("waiting", 0.0))
-            if trial.state == state and (state != "running" or now - when < PLAIN_INTERVAL):
+            told = trial.state == state and (state != "running" or now - when < PLAIN_INTERVAL)
+            if told or trial.state == "waiting":
                 continue
             self._told[trial.spec.run_id] = (trial.state, now)
             self.console.print(plain_line(trial), markup=False, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ class Workload:
     val_images: int
     test_prompts: int
     experts: dict[tuple[str, str], int]
-    image_size: int  # px, longest side
+    image_size: float  # px, side of a square of the mean image's area
 
 
 def workload_of(splits: Splits) -> Workload:
@@ -54,7 +54,7 @@ def workload_of(splits: Splits) -> Workload:
         val_images=len(splits.val),
         test_prompts=sum(len(sample.targets) for sample in splits.test),
         experts=experts,
-        image_size=max((max(s.height, s.width) for s in splits.train), default=REFERENCE_SIZE),
+        image_size=(sum(s.height * s.width for s in splits.train) / len(splits.train)) ** 0.5,
     )
 
 
@@ -111,7 +111,7 @@ def _nnunet_seconds(spec: RunSpec, work: Workload, cost: NnunetCost, speed: floa
     return cost.startup + cost.expert_startup * len(work.experts) + prepare + train + predict
 
 
-def _area(side: int) -> float:
+def _area(side: float) -> float:
     return (side / REFERENCE_SIZE) ** 2
 
 

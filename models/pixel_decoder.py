@@ -34,20 +34,27 @@ class EncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """A transformer encoder on the stride-32 map, then a feature pyramid down to stride 4."""
+    """A transformer encoder on the stride-32 map, then a feature pyramid down to stride `finest`.
 
-    def __init__(self, channels: list[int], width: int, heads: int, feedforward: int, layers: int):
+    At `finest` 4 the semantic map S is made too; a decoder that reads coarser features only needs no more of it.
+    """
+
+    def __init__(self, channels: list[int], width: int, heads: int, feedforward: int, layers: int, finest: int = 4):
         super().__init__()
+        steps = {16: 1, 8: 2, 4: 3}[finest]
         self.input_projection = nn.Conv2d(channels[3], width, 1)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads, feedforward) for _ in range(layers))
         self.output32 = ConvBlock(width, width, 3)
         # from stride 16 to stride 4
-        self.laterals = nn.ModuleList(ConvBlock(channels[i], width, 1, activate=False) for i in (2, 1, 0))
-        self.outputs = nn.ModuleList(ConvBlock(width, width, 3) for _ in range(3))
-        self.mask_features = nn.Conv2d(width, width, 3, padding=1)
+        self.laterals = nn.ModuleList(ConvBlock(channels[i], width, 1, activate=False) for i in (2, 1, 0)[:steps])
+        self.outputs = nn.ModuleList(ConvBlock(width, width, 3) for _ in range(steps))
+        self.mask_features = nn.Conv2d(width, width, 3, padding=1) if finest == 4 else None
 
-    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Backbone maps of strides 4, 8, 16, 32 -> ([V32, V16, V8], S), all (B, width, H / s, W / s)."""
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Backbone maps of strides 4, 8, 16, 32 -> ([V32, V16, V8], S), all (B, width, H / s, W / s).
+
+        The list ends at `finest`, and S is None unless that is 4.
+        """
         coarse = self.input_projection(maps[3])
         batch, width, rows, columns = coarse.shape
         tokens = coarse.flatten(2).transpose(1, 2)
@@ -56,7 +63,7 @@ class PixelDecoder(nn.Module):
             tokens = layer(tokens, position)
         x = self.output32(tokens.transpose(1, 2).reshape(batch, width, rows, columns))
         visual = [x]
-        for lateral, output, finer in zip(self.laterals, self.outputs, (maps[2], maps[1], maps[0]), strict=True):
+        for lateral, output, finer in zip(self.laterals, self.outputs, maps[2::-1], strict=False):
             x = output(lateral(finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest"))
             visual.append(x)
-        return visual[:3], self.mask_features(visual[3])
+        return visual[:3], None if self.mask_features is None else self.mask_features(visual[3])

@@ -20,22 +20,22 @@ class ImageFeatures:
     """What a decoder sees of B images.
 
     images: normalised (B, 3, H, W); visual: V at strides 32, 16, 8, each (B, d, H / s, W / s); semantic: S
-    (B, d, H / 4, W / 4).
+    (B, d, H / 4, W / 4), None where the encoder stops before stride 4.
     """
 
     images: Tensor
     visual: list[Tensor]
-    semantic: Tensor
+    semantic: Tensor | None
 
 
 class ImageEncoder(nn.Module):
-    """Backbone and pixel decoder: run once per image, whatever the number of prompts."""
+    """Backbone and pixel decoder down to stride `finest`: run once per image, whatever the number of prompts."""
 
-    def __init__(self, backbone: str, config: ModelConfig):
+    def __init__(self, backbone: str, config: ModelConfig, finest: int = 4):
         super().__init__()
         self.backbone = build_backbone(backbone)
         self.pixel_decoder = PixelDecoder(
-            self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers
+            self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers, finest
         )
 
     def forward(self, images: Tensor) -> ImageFeatures:

@@ -32,9 +32,7 @@ def dice(a, b):
 def blob(height, width, top, left, size=0.25):
     """A rectangle at a place given in fractions of the image."""
     mask = np.zeros((height, width), bool)
-    mask[
-        round(top * height) : round((top + size) * height), round(left * width) : round((left + size) * width)
-    ] = True
+    mask[round(top * height) : round((top + size) * height), round(left * width) : round((left + size) * width)] = True
     return mask
 
 
@@ -47,18 +45,14 @@ def make_sample(folder: Path, image_id: str, masks: dict[str, np.ndarray], datas
         targets.append(Target(name, (name,), file))
     height, width = next(iter(masks.values())).shape
     # the image file is never written: a prior that opened it would fail
-    return Sample(
-        dataset, image_id, f"p{image_id}", folder / f"{image_id}.png", height, width, tuple(targets)
-    )
+    return Sample(dataset, image_id, f"p{image_id}", folder / f"{image_id}.png", height, width, tuple(targets))
 
 
 @pytest.fixture
 def samples(tmp_path):
     rng = np.random.default_rng(0)
     made = []
-    for number, (height, width) in enumerate(
-        [(128, 128), (64, 96), (200, 120), (128, 128), (150, 150), (90, 64)]
-    ):
+    for number, (height, width) in enumerate([(128, 128), (64, 96), (200, 120), (128, 128), (150, 150), (90, 64)]):
         shift = rng.uniform(-0.1, 0.1, 4)
         left = blob(height, width, 0.4 + shift[0], 0.15 + shift[1])
         right = blob(height, width, 0.4 + shift[2], 0.6 + shift[3])
@@ -145,12 +139,7 @@ def test_best_threshold_is_the_best_of_all_tried_one_by_one(prior, first, second
         scores = []
         for mask in (first, second):
             predicted = resize(prior, *mask.shape) >= threshold
-            hits = sum(
-                1
-                for y in range(mask.shape[0])
-                for x in range(mask.shape[1])
-                if predicted[y, x] and mask[y, x]
-            )
+            hits = sum(1 for y in range(mask.shape[0]) for x in range(mask.shape[1]) if predicted[y, x] and mask[y, x])
             scores.append(2 * hits / max(predicted.sum() + mask.sum(), 1))
         return np.mean(scores)
 

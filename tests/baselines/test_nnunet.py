@@ -94,13 +94,9 @@ def test_one_expert_per_object_on_exactly_its_cases(trained):
     assert set(experts) == {("grey", "square"), ("grey", "half"), ("colour", "square")}
     for (dataset, name), folder in experts.items():
         (split,) = json.loads((folder / "splits_final.json").read_text())
-        ids = {
-            case: row[0] for case, row in json.loads((folder / "expert.json").read_text())["cases"].items()
-        }
+        ids = {case: row[0] for case, row in json.loads((folder / "expert.json").read_text())["cases"].items()}
         for part, samples in (("train", train), ("val", val)):
-            wanted = {
-                s.image_id for s in samples if s.dataset == dataset and name in [t.object for t in s.targets]
-            }
+            wanted = {s.image_id for s in samples if s.dataset == dataset and name in [t.object for t in s.targets]}
             assert {ids[case] for case in split[part]} == wanted
         assert not {s.image_id for s in test if s.dataset == dataset} & set(ids.values())
         # nnU-Net's own description of its data knows no other case
@@ -185,9 +181,7 @@ def test_predict_without_experts_says_so(tmp_path):
 
 
 def test_build_takes_budget_and_seed():
-    spec = RunSpec(
-        suite="s", profile="p", method="nnunet", backbone="-", seed=7, split_hash="x", nnunet=BUDGET
-    )
+    spec = RunSpec(suite="s", profile="p", method="nnunet", backbone="-", seed=7, split_hash="x", nnunet=BUDGET)
     method = build(spec)
     assert (method.budget, method.seed) == (BUDGET, 7)
     with pytest.raises(ValueError, match="budget"):
@@ -220,9 +214,7 @@ def own_plan(height: int, width: int) -> dict:
     return {"batch_size": 12, "patch_size": [height, width], "architecture": {"arch_kwargs": network}}
 
 
-@given(
-    st.integers(4, 20), st.integers(4, 20), st.none() | st.integers(16, 600), st.none() | st.integers(3, 9)
-)
+@given(st.integers(4, 20), st.integers(4, 20), st.none() | st.integers(16, 600), st.none() | st.integers(3, 9))
 def test_budget_gives_a_plan_that_fits(rows, columns, patch, stages):
     plan = own_plan(32 * rows, 32 * columns)
     features = None if stages is None else tuple(range(8, 8 + stages))

@@ -91,7 +91,7 @@ def test_the_work_of_a_split_is_counted(squares):
         val_images=1,
         test_prompts=4,
         experts={("squares", "large square"): 4, ("squares", "dot"): 4},
-        image_size=30,
+        image_size=(20 * 30) ** 0.5,
     )
 
 

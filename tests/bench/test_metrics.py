@@ -13,7 +13,9 @@ MASKS = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 @given(prediction=arrays(bool, (5, 7)), truth=arrays(bool, (5, 7)))
 def test_counts_against_a_loop(prediction, truth):
     pairs = list(zip(prediction.ravel().tolist(), truth.ravel().tolist(), strict=True))
-    assert counts(prediction, truth) == tuple(pairs.count(pair) for pair in [(True, True), (True, False), (False, True)])
+    assert counts(prediction, truth) == tuple(
+        pairs.count(pair) for pair in [(True, True), (True, False), (False, True)]
+    )
 
 
 def test_shapes_must_agree():

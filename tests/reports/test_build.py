@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -128,12 +127,3 @@ def test_reports_import_neither_torch_nor_ray_nor_mlflow(suite):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code, suite], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == "", done.stderr
-
-
-def test_five_thousand_records_in_ten_seconds(build, tmp_path):
-    methods = {name: name for name in ("a", "b", "c", "d", "e", "f")}
-    suite = build.suite(tmp_path, methods=methods, patients=42, slices=5, size=32)  # 6 x 42 x 5 x 4
-    start = time.perf_counter()
-    build_report(suite)
-    assert len(load_suite(suite).records) >= 5000
-    assert time.perf_counter() - start < 10

@@ -129,9 +129,9 @@ def _wall(scene: Scene, rng: np.random.Generator, fat: float, cavity: np.ndarray
     shade(scene, inside(scene, Blob(*scene.at(0, 0.62), 0.06 * scale)), tissue["canal"])
     solid |= vertebra
     if level < 0.6:
-        _ribs(scene, rng, fat, drift)
+        _ribs(scene, scene.rng("ribs"), fat, drift)
     if level > 0.72:
-        solid |= _pelvis(scene, rng, cavity, min(1.0, (level - 0.72) / 0.2))
+        solid |= _pelvis(scene, scene.rng("pelvis"), cavity, min(1.0, (level - 0.72) / 0.2))
     scene.free = ~solid
 
 

@@ -25,12 +25,12 @@ def draw_chest(scene: Scene) -> None:
         radius = 0.5 * full * math.sqrt(scene.half_width * scene.half_height) * rng.uniform(0.95, 1.05)
         shape = Blob(x, y, radius, rng.uniform(1.15, 1.35), math.pi / 2 + side * 0.15, waves(rng, 0.05))
         lungs |= inside(scene, shape, scene.outline < 0.89 - fat)
-    lungs &= ~_mediastinum(scene, rng)
+    lungs &= ~_mediastinum(scene, scene.rng("mediastinum"))
     # the mean lung is darker towards the front, as in a patient on the back
     shade(scene, lungs, tissue["lung"], 0.012, 0.012)
     gravity = (np.arange(scene.size) / scene.size - scene.body.y)[:, None] * 0.10
     scene.image += lungs * gravity.astype(np.float32)
-    _bones(scene, rng, fat)
+    _bones(scene, scene.rng("ribs"), fat)
     scene.free = lungs.copy()
     _vessels(scene, lungs)
     _look_alikes(scene, lungs)

@@ -1,0 +1,175 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from bench.data.cache import decode, evaluation_batches, training_batches
+from bench.data.dataset import load_dataset, load_mask
+from bench.data.splits import make_splits
+from bench.methods import METHODS
+from bench.metrics import counts
+from bench.spec import Recipe, RunSpec
+from bench.train import TrainedSegmenter, batch_loss, validate, warmup_cosine
+from models.config import ModelConfig
+from models.losses import segmentation_loss
+
+MODEL = ModelConfig(
+    width=32, heads=4, feedforward=64, layers=3, queries=4, pixel_layers=1, text_width=32, text_layers=1, text_heads=2
+)
+RECIPE = Recipe(
+    image_size=64,
+    steps=4,
+    batch_images=4,
+    prompts_per_image=2,
+    learning_rate=2e-3,
+    warmup_steps=5,
+    validate_every=2,
+    precision="fp32",
+)
+SEGMENTERS = [name for name, entry in METHODS.items() if entry.uses_backbone]
+
+
+class Silent:
+    def __init__(self):
+        self.points = {}
+
+    def progress(self, phase, step, total):
+        pass
+
+    def metrics(self, step, **values):
+        self.points.setdefault(step, {}).update(values)
+
+
+def spec_of(method, split_hash="0" * 12, **changes):
+    recipe = RECIPE.model_copy(update=changes)
+    names = {"suite": "test", "profile": "test", "method": method, "backbone": "hiera_xt", "seed": 0}
+    return RunSpec(**names, split_hash=split_hash, recipe=recipe, model=MODEL)
+
+
+def build(method, **changes) -> TrainedSegmenter:
+    spec = spec_of(method, **changes)
+    return METHODS[method].build(spec)
+
+
+@pytest.mark.parametrize("method", SEGMENTERS)
+def test_learns_a_batch_by_heart(method, toy, tmp_path):
+    """Two objects on each of four images; the prompt alone says which one is meant."""
+    trained = build(method, augment=False)
+    data = decode(load_dataset(toy).train[:4], 64, tmp_path / "cache")
+    batch, _ = next(evaluation_batches(data, 4))
+    torch.manual_seed(0)
+    model = trained.build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    first = None
+    for step in range(300):
+        loss = batch_loss(model, batch, "fp32", torch.Generator().manual_seed(step))
+        first = first or loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss.item() < 0.05:
+            break
+    model.eval()
+    val_loss, val_dice = validate(model, data, trained.recipe, 0)
+    assert val_loss < first / 2
+    assert val_dice > 0.85
+    with torch.inference_mode():
+        logits = model(batch.images[:1], ["block in toy image", "bright disc in toy image"], torch.tensor([0, 0]))
+    block, disc = logits > 0
+    assert not (block & disc).any()
+    assert block.any()
+    assert disc.any()
+
+
+@pytest.mark.parametrize("method", SEGMENTERS)
+def test_every_trainable_parameter_gets_a_gradient(method, toy, tmp_path):
+    data = decode(load_dataset(toy).train[:4], 64, tmp_path / "cache")
+    trained = build(method)
+    model = trained.build()
+    batch_loss(model, next(training_batches(data, RECIPE, 0)), "fp32", torch.Generator()).backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    # the packages' heads for what a text prompt with one mask does not ask: other masks, their quality, presence
+    other_masks = [f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)]
+    unasked = [f"mask_decoder.{head}" for head in (*other_masks, "iou_prediction_head", "pred_obj_score_head")]
+    assert {name for name in without if not name.startswith(tuple(unasked))} == set()
+
+
+def test_fit_predict_and_load(toy, tmp_path):
+    splits = make_splits([load_dataset(toy)])
+    spec = spec_of("boltzformer", splits.hash, steps=6)
+    method, log = METHODS["boltzformer"].build(spec), Silent()
+    run_dir = tmp_path / "suite" / spec.run_id
+    run_dir.mkdir(parents=True)
+    summary = method.fit(splits.train, splits.val, run_dir, log)
+    assert summary.images_seen == 24
+    assert summary.parameters == sum(p.numel() for p in method.model.parameters())
+    assert {step for step, point in log.points.items() if "val_dice" in point} == {2, 4, 6}
+    predictions = list(method.predict(splits.test, log))
+    assert [(p.sample.image_id, p.target.object) for p in predictions] == [
+        (s.image_id, t.object) for s in splits.test for t in s.targets
+    ]
+    assert all(p.mask.shape == (48, 40) and p.mask.dtype == bool and p.seconds > 0 for p in predictions)
+    truth = load_mask(predictions[0].target.mask_file)
+    tp, _, fn = counts(predictions[0].mask, truth)
+    assert tp + fn == truth.sum()
+
+    again = METHODS["boltzformer"].build(spec).load(run_dir)
+    backwards = {(p.sample.image_id, p.target.object): p.mask for p in again.predict(splits.test[::-1], log)}
+    for p in predictions:
+        assert (backwards[p.sample.image_id, p.target.object] == p.mask).all()
+
+
+def test_equal_seeds_train_to_equal_weights(toy, tmp_path):
+    splits = make_splits([load_dataset(toy)])
+    weights = []
+    for folder in ("a", "b"):
+        method = build("boltzformer")
+        run_dir = tmp_path / folder / "run"
+        run_dir.mkdir(parents=True)
+        method.fit(splits.train, splits.val, run_dir, Silent())
+        weights.append(torch.load(run_dir / "model.pt", weights_only=True))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_patience_stops_and_the_best_weights_are_kept(toy, tmp_path, monkeypatch):
+    import bench.train as module
+
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr(module, "validate", lambda *_: (next(losses), 0.5))
+    splits = make_splits([load_dataset(toy)])
+    method = build("sam", steps=40, validate_every=2, patience=2)
+    run_dir = tmp_path / "suite" / "run"
+    run_dir.mkdir(parents=True)
+    summary = method.fit(splits.train, splits.val, run_dir, Silent())
+    assert summary.budget == "8 steps x 4 images (weights of step 4, stopped at 8)"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path, monkeypatch):
+    import bench.train as module
+
+    monkeypatch.setattr(
+        module, "segmentation_loss", lambda logits, target: segmentation_loss(logits, target) * torch.nan
+    )
+    splits = make_splits([load_dataset(toy)])
+    method = build("sam")
+    (tmp_path / "suite" / "run").mkdir(parents=True)
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        method.fit(splits.train, splits.val, tmp_path / "suite" / "run", Silent())
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    recipe = RECIPE.model_copy(update={"steps": 100, "warmup_steps": 10})
+    factors = [warmup_cosine(step, recipe) for step in range(101)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == 1.0
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[100] == 0
+
+
+def test_methods_see_the_same_batches(toy, tmp_path):
+    data = decode(load_dataset(toy).train, 64, tmp_path / "cache")
+    first, second = (list(islice(training_batches(data, RECIPE, 0), 3)) for _ in SEGMENTERS[:2])
+    assert all(
+        torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks) for a, b in zip(first, second, strict=True)
+    )

@@ -7,7 +7,6 @@ to the image.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.atomic import write_file
 from bench.data.dataset import load_mask
 from bench.errors import UserError
 from bench.interface import FitSummary, Log, Prediction, Sample
@@ -139,14 +139,9 @@ def best_threshold(prior: np.ndarray, masks: Sequence[np.ndarray]) -> tuple[floa
 
 def save(file: Path, priors: dict[Key, np.ndarray], thresholds: dict[Key, float]) -> None:
     """Writes priors, thresholds and their keys as one npz without pickles, whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as handle:
-        np.savez_compressed(
-            handle,
-            keys=np.array([list(key) for key in priors], dtype=np.str_).reshape(-1, 2),
-            priors=np.array(list(priors.values()), np.float32).reshape(-1, GRID, GRID),
-            thresholds=np.array([thresholds[key] for key in priors], np.float64),
-        )
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(file)
+    arrays = {
+        "keys": np.array([list(key) for key in priors], dtype=np.str_).reshape(-1, 2),
+        "priors": np.array(list(priors.values()), np.float32).reshape(-1, GRID, GRID),
+        "thresholds": np.array([thresholds[key] for key in priors], np.float64),
+    }
+    write_file(file, lambda handle: np.savez_compressed(handle, **arrays))

@@ -4,7 +4,8 @@ Section 4 of the paper trains nnU-Net's experts "in fully supervised setting per
 for each object type in each dataset, without text prompting". Here the real nnunetv2 fingerprints, plans,
 preprocesses, trains and predicts, in one child process a run (`baselines.nnunet_worker`), on exactly the
 cases of our split that have the target. The profile's `NnunetBudget` may cut its plan; loss, deep
-supervision, augmentation, foreground oversampling, SGD with PolyLR are nnU-Net's own. The final checkpoint is
+supervision, augmentation (nnUNetTrainerNoMirroring's, since a mirrored left kidney is a right one), foreground
+oversampling, SGD with PolyLR are nnU-Net's own. The final checkpoint is
 used, nnU-Net's default; nothing is selected on validation.
 """
 
@@ -32,6 +33,7 @@ from bench.spec import NnunetBudget, RunSpec
 HOME_GROUND = "nnU-Net's maintainers caution that 2D PNG slices are not its home ground: it is made for 3D volumes"
 SMALLEST_EDGE = 4  # px at the deepest stage: nnU-Net's UNet_featuremap_min_edge_length
 FINAL_CHECKPOINT = "nnU-Net: final checkpoint, as is its default; val Dice is its pseudo-Dice on validation patches"
+NO_MIRRORING = "nnU-Net: its trainer without mirroring, as objects differ by side"
 
 
 def build(spec: RunSpec) -> Nnunet:
@@ -151,7 +153,6 @@ class Nnunet:
             "threads": threads,
             # worker processes pay from a handful of cores on
             "processes": 0 if threads < 4 else threads,
-            "mirroring": is_full(self.budget),
             # with many small patches an image, 0.75 halves the time and gives the same Dice
             "tile_step": 0.5 if is_full(self.budget) else 0.75,
         }
@@ -283,9 +284,9 @@ def summarise(summaries: list[dict], experts: list[dict], budget: NnunetBudget) 
     batches = sorted({summary["batch_size"] for summary in summaries})
     patches = sorted({"x".join(map(str, summary["patch_size"])) for summary in summaries})
     dices = [row["val_dice"] for row, expert in zip(summaries, experts, strict=True) if expert["validated"]]
-    notes = [HOME_GROUND, FINAL_CHECKPOINT]
+    notes = [HOME_GROUND, FINAL_CHECKPOINT, NO_MIRRORING]
     if not is_full(budget):
-        notes.append("nnU-Net: plan cut to the profile's budget, no test-time mirroring, tile step 0.75 instead of 0.5")
+        notes.append("nnU-Net: plan cut to the profile's budget, tile step 0.75 instead of 0.5")
     return FitSummary(
         budget=f"{len(summaries)} experts x {iterations} iterations x {'/'.join(map(str, batches))} patches "
         f"of {', '.join(patches)} px, {parameters / len(summaries) / 1e6:.2g} M parameters each",

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from baselines.nnunet import apply_budget
+from bench.atomic import write_file, write_json
 from bench.data.dataset import load_image, load_mask
 
 Emit = Callable[..., None]
@@ -161,10 +162,16 @@ def prepare(expert: dict, budget: dict, processes: int) -> dict:
 
 
 def trainer_class() -> type:
-    """nnU-Net's trainer, reporting and without plots. A function, as importing nnU-Net takes seconds."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    """nnU-Net's trainer without mirroring, reporting and without plots.
 
-    class BudgetTrainer(nnUNetTrainer):
+    A mirrored left kidney is a right one: nnU-Net ships this trainer for such objects, and every expert gets it. A
+    function, as importing nnU-Net takes seconds.
+    """
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+        nnUNetTrainerNoMirroring,
+    )
+
+    class BudgetTrainer(nnUNetTrainerNoMirroring):
         """Network, loss, deep supervision, augmentation, oversampling, optimiser and schedule: nnU-Net's."""
 
         on_iteration: Callable[[int], None]
@@ -254,7 +261,7 @@ def train(expert: dict, job: dict, emit: Emit) -> dict:
     (kept / "plans.json").write_text(json.dumps(plans, indent=2))
     shutil.copyfile(preprocessed / "splits_final.json", kept / "splits_final.json")
     # the weights of nnU-Net's checkpoint_final.pth, without its pickled objects
-    write_atomically(kept / "weights.pt", lambda file: torch.save(network.state_dict(), file))
+    write_file(kept / "weights.pt", lambda file: torch.save(network.state_dict(), file))
     summary = {
         "key": expert["key"],
         "dataset": expert["dataset"],
@@ -267,8 +274,7 @@ def train(expert: dict, job: dict, emit: Emit) -> dict:
         "prepare_seconds": prepared - started,
         "train_seconds": time.perf_counter() - prepared,
     }
-    text = json.dumps(summary, indent=2)
-    write_atomically(kept / "expert.json", lambda file: file.write(text.encode()))
+    write_json(kept / "expert.json", summary)
     shutil.rmtree(preprocessed)
     shutil.rmtree(Path(os.environ["nnUNet_results"]) / name)
     shutil.rmtree(Path(os.environ["nnUNet_raw"]) / name)
@@ -293,13 +299,12 @@ def predict(expert: dict, job: dict, emit: Emit) -> None:
     network = trainer.build_network_architecture(plans, configuration, channels, heads, enable_deep_supervision=False)
     predictor = nnUNetPredictor(
         tile_step_size=job["tile_step"],
-        use_mirroring=job["mirroring"],
+        use_mirroring=False,
         perform_everything_on_device=True,
         device=device,
         allow_tqdm=False,
     )
-    axes = (0, 1)  # nnU-Net's for 2d
-    predictor.manual_initialization(network, plans, configuration, [weights], dataset_json, trainer.__name__, axes)
+    predictor.manual_initialization(network, plans, configuration, [weights], dataset_json, trainer.__name__, None)
     for image in expert["images"]:
         started = time.perf_counter()
         pixels = as_channels(read_image(image["image_file"]), channels)
@@ -309,16 +314,6 @@ def predict(expert: dict, job: dict, emit: Emit) -> None:
         seconds = time.perf_counter() - started
         Image.fromarray((labels[0] == 1).astype(np.uint8) * 255).save(image["mask_file"], compress_level=1)
         emit("predicted", index=image["index"], seconds=seconds)
-
-
-def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    """Calls `write` with a temporary binary file, which takes the name `path` once it is on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        write(handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
 
 
 def seed_all(seed: int) -> None:

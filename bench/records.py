@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from bench.atomic import write_file
 
 SCHEMA_VERSION = 1
 
@@ -40,11 +41,7 @@ def write_table(rows: Sequence[dict], path: Path, columns: dict[str, str] | None
     frame = pd.DataFrame(list(rows))
     if columns is not None:
         frame = frame.reindex(columns=list(columns)).astype(columns)
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    write_file(path, lambda handle: frame.to_parquet(handle, index=False))
 
 
 def encode_mask(mask: np.ndarray) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.atomic import write_file
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
 from bench.environment import torch_device
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
@@ -148,9 +149,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The state dict, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(model.state_dict(), temporary)
-    temporary.replace(path)
+    write_file(path, lambda handle: torch.save(model.state_dict(), handle))
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.atomic import write_file
 from bench.errors import UserError
 from reports import figures
 from reports.aggregate import (
@@ -76,7 +76,7 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in {**files, **images, "index.html": page.encode()}.items():
-            _write(out / name, content)
+            write_file(out / name, lambda handle, content=content: handle.write(content))
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): free the space or name another folder") from error
     return Report(
@@ -305,17 +305,3 @@ def _fill(values, gaps: list[str]) -> list[float | str]:
 
 def _forms(name: str) -> tuple[str, ...]:
     return ("md", "csv", "tex") if name in LATEX_TABLES else ("md", "csv")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -23,7 +23,9 @@ def test_distribution_is_equation_5(logits, temperature):
     confidence = [1 / (1 + math.exp(-x)) for x in logits]
     weights = [math.exp(u / temperature) for u in confidence]
     expected = torch.tensor([w / sum(weights) for w in weights])
-    torch.testing.assert_close(boltzmann_distribution(torch.tensor(logits), temperature), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        boltzmann_distribution(torch.tensor(logits), temperature), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_miss_probability_is_that_of_independent_draws():

@@ -56,9 +56,7 @@ def slow_decoder(decoder, visual, semantic, text, keep_of):
         place = sine_position(*features.shape[1:], WIDTH)
         block, keep = decoder.cross_attention[layer], keep_of(layer)
         q, k, v = block.query(queries + query_position), block.key(tokens + place), block.value(tokens)
-        out = torch.stack(
-            [attend_one(q[i], k, v, keep[i].nonzero().flatten().tolist()) for i in range(QUERIES)]
-        )
+        out = torch.stack([attend_one(q[i], k, v, keep[i].nonzero().flatten().tolist()) for i in range(QUERIES)])
         queries = norm(queries + block.output(out), block.norm)
         both = self_attention(decoder.self_attention[layer], torch.cat([queries, text]), position, everything)
         queries, text = feed_forward(decoder.feed_forward[layer], both[:QUERIES]), both[QUERIES:]
@@ -140,8 +138,6 @@ def test_padding_does_not_change_a_prompt(inputs):
 
 def test_the_generator_is_the_only_randomness(inputs):
     decoder = build()
-    first, again, other = (
-        decoder(*inputs, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
-    )
+    first, again, other = (decoder(*inputs, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -81,7 +81,9 @@ def test_decoder(shared, file, attention):
         assert (keep == (~blocked | rescued)).float().mean() > 0.999
         return keep
 
-    leaves = {name: t[name].clone().requires_grad_() for name in ("x0", "x1", "x2", "mask_features", "grounding_tokens")}
+    leaves = {
+        name: t[name].clone().requires_grad_() for name in ("x0", "x1", "x2", "mask_features", "grounding_tokens")
+    }
     text = leaves["grounding_tokens"].transpose(0, 1)
     visual = [leaves[f"x{i}"] for i in range(3)]
     padding = torch.zeros(2, 7, dtype=torch.bool)

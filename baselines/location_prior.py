@@ -62,7 +62,7 @@ class LocationPrior:
             parameters=0,
             images_seen=len(train),
             best_val_dice=float(np.mean(dices)) if dices else None,
-            notes=["location prior: the mean training mask, thresholded on validation; it never sees an image"],
+            notes=["the mean training mask, thresholded on validation; it never sees an image"],
         )
 
     def load(self, run_dir: Path) -> None:

@@ -32,8 +32,8 @@ from bench.spec import NnunetBudget, RunSpec
 
 HOME_GROUND = "nnU-Net's maintainers caution that 2D PNG slices are not its home ground: it is made for 3D volumes"
 SMALLEST_EDGE = 4  # px at the deepest stage: nnU-Net's UNet_featuremap_min_edge_length
-FINAL_CHECKPOINT = "nnU-Net: final checkpoint, as is its default; val Dice is its pseudo-Dice on validation patches"
-NO_MIRRORING = "nnU-Net: its trainer without mirroring, as objects differ by side"
+FINAL_CHECKPOINT = "final checkpoint, as is its default; val Dice is its pseudo-Dice on validation patches"
+NO_MIRRORING = "its trainer without mirroring, as objects differ by side"
 
 
 def build(spec: RunSpec) -> Nnunet:
@@ -286,7 +286,7 @@ def summarise(summaries: list[dict], experts: list[dict], budget: NnunetBudget) 
     dices = [row["val_dice"] for row, expert in zip(summaries, experts, strict=True) if expert["validated"]]
     notes = [HOME_GROUND, FINAL_CHECKPOINT, NO_MIRRORING]
     if not is_full(budget):
-        notes.append("nnU-Net: plan cut to the profile's budget, tile step 0.75 instead of 0.5")
+        notes.append("plan cut to the profile's budget, tile step 0.75 instead of 0.5")
     return FitSummary(
         budget=f"{len(summaries)} experts x {iterations} iterations x {'/'.join(map(str, batches))} patches "
         f"of {', '.join(patches)} px, {parameters / len(summaries) / 1e6:.2g} M parameters each",

@@ -3,6 +3,17 @@
 # Dice in percent, Table 1. Columns in the paper's order.
 DATASETS = ("LIDC-IDRI", "AMOS22-CT", "AMOS22-MRI", "MSD-Lung", "MSD-Pancreas", "MSD-HepaticVessel", "MSD-Colon")
 
+# The paper's column headers of Table 1.
+DATASET_LABELS = {
+    "LIDC-IDRI": "LIDC",
+    "AMOS22-CT": "AMOS-CT",
+    "AMOS22-MRI": "AMOS-MRI",
+    "MSD-Lung": "MSD-Lung",
+    "MSD-Pancreas": "MSD-Panc.",
+    "MSD-HepaticVessel": "MSD-HepVes",
+    "MSD-Colon": "MSD-Colon",
+}
+
 # method -> (average, *one value per data set of DATASETS)
 TABLE_1 = {
     "nnU-Net": (67.3, 64.8, 85.0, 85.2, 60.2, 52.4, 61.3, 62.4),

@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench.atomic import write_file
 from bench.errors import UserError
+from experiments.paper import DATASET_LABELS
 from reports import figures
 from reports.aggregate import (
     Scores,
@@ -107,12 +108,12 @@ def main_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Boo
     columns = (
         Column("method", "Method"),
         Column("average", "Avg. (SE)", 1, beside="average SE"),
-        *(Column(dataset, dataset, 1) for dataset in grid.datasets),
-        Column("parameters", "Parameters", 0),
-        Column("budget", "Budget"),
+        *(Column(dataset, DATASET_LABELS.get(dataset, dataset), 1) for dataset in grid.datasets),
+        Column("parameters", "Parameters", 0, terminal=False),
+        Column("budget", "Budget", terminal=False),
         Column("train_seconds", "Training, s", 0),
         Column("ms_per_prompt", "ms/prompt", 1),
-        Column("seeds", "Seeds", 0),
+        Column("seeds", "Seeds", 0, terminal=False),
     )
     caption = (
         "Mean Dice in percent over the test masks of each data set, and the unweighted mean over data "

@@ -7,6 +7,7 @@ import io
 import math
 import re
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,13 +39,15 @@ class Column:
     """A column of the frame and how it is shown.
 
     digits: decimals of a number, None for text; beside: a further column of the frame that is shown in
-    parentheses after the value (a standard error, a median) and is a column of its own in the CSV.
+    parentheses after the value (a standard error, a median) and is a column of its own in the CSV; terminal:
+    shown there too, where width is scarce.
     """
 
     key: str
     header: str
     digits: int | None = None
     beside: str | None = None
+    terminal: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,16 +195,21 @@ def to_html(table: Table) -> str:
 
 
 def to_rich(table: Table) -> rich.table.Table:
-    """The table for the terminal."""
+    """The table for the terminal, without the columns that are too wide for it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=Text(table.full_title), caption=Text("\n".join(table.notes)) if table.notes else None)
-    for column in table.columns:
-        shown.add_column(Text(column.header), justify="left" if column.digits is None else "right")
+    notes = Text("\n".join(table.notes)) if table.notes else None
+    title = Text(table.full_title, style="bold")
+    shown = RichTable(title=title, caption=notes, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown_columns = [column.terminal for column in table.columns]
+    for column in compress(table.columns, shown_columns):
+        shown.add_column(Text(column.header), justify="left" if column.digits is None else "right", no_wrap=True)
     for row in cells(table):
         styles = [" ".join(["bold"] * cell.bold + ["underline"] * cell.underline) for cell in row]
-        shown.add_row(*(Text(cell.text, style=style) for cell, style in zip(row, styles, strict=True)))
+        texts = [Text(cell.text, style=style) for cell, style in zip(row, styles, strict=True)]
+        shown.add_row(*compress(texts, shown_columns))
     return shown
 
 

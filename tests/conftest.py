@@ -19,49 +19,73 @@ def shared() -> Path:
     return folder
 
 
-def write_dataset(root: Path, patients: int = 5, test_patients: int = 2, size=(48, 40), slices: int = 2) -> Path:
-    """A data set of bright squares ("block") and dark discs ("disc") on noise, `slices` images per patient."""
-    rng = np.random.default_rng(0)
-    height, width = size
-    y, x = np.mgrid[:height, :width]
-    for split, first, number in (("train", 0, patients), ("test", patients, test_patients)):
-        images, annotations = [], []
-        for patient in range(first, first + number):
-            for place in range(slices):
-                name = f"p{patient}-z{place}_toy.png"
-                image = rng.normal(110, 8, (height, width))
-                top, left = rng.integers(2, (height - 12, width - 12))
-                masks = {"block": np.zeros((height, width), bool)}
-                masks["block"][top : top + 8, left : left + 6] = True
-                cy, cx = rng.integers(8, (height - 8, width - 8))
-                masks["bright disc"] = ((y - cy) ** 2 + (x - cx) ** 2 <= 16) & ~masks["block"]
-                image[masks["block"]] = 220
-                image[masks["bright disc"]] = 20
-                (root / split).mkdir(parents=True, exist_ok=True)
-                (root / f"{split}_mask").mkdir(exist_ok=True)
-                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / name)
-                images.append({"id": len(images), "file_name": name, "height": height, "width": width})
-                for label, mask in masks.items():
-                    mask_file = f"{Path(name).stem}_{label.replace(' ', '+')}.png"
-                    Image.fromarray(mask.astype(np.uint8) * 255).save(root / f"{split}_mask" / mask_file)
-                    annotations.append(
-                        {
-                            "id": len(annotations),
-                            "image_id": len(images) - 1,
-                            "mask_file": mask_file,
-                            "file_name": name,
-                            "split": split,
-                            "sentences": [{"raw": f"{label} in toy image"}, {"raw": f"the {label}"}],
-                            "area": int(mask.sum()),
-                            "patient": f"p{patient}",
-                        }
-                    )
-        content = {"info": {"description": "toy"}, "images": images, "annotations": annotations}
-        (root / f"{split}.json").write_text(json.dumps(content))
-    return root
+def write_layout(root: Path, split: str, items: list[tuple[str, str, np.ndarray, dict[str, np.ndarray]]]) -> None:
+    """One side of a data set: (image stem, patient, image (H, W) uint8, {object: mask (H, W) bool}) each."""
+    (root / split).mkdir(parents=True)
+    (root / f"{split}_mask").mkdir()
+    images, annotations = [], []
+    for stem, patient, image, masks in items:
+        Image.fromarray(image).save(root / split / f"{stem}.png")
+        height, width = image.shape
+        images.append({"id": len(images), "file_name": f"{stem}.png", "height": height, "width": width})
+        for label, mask in masks.items():
+            mask_file = f"{stem}_{label.replace(' ', '+')}.png"
+            Image.fromarray(mask.astype(np.uint8) * 255).save(root / f"{split}_mask" / mask_file)
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": images[-1]["id"],
+                    "mask_file": mask_file,
+                    "file_name": f"{stem}.png",
+                    "split": split,
+                    "sentences": [{"raw": f"{label} in toy image"}, {"raw": f"the {label}"}],
+                    "area": int(mask.sum()),
+                    "patient": patient,
+                }
+            )
+    content = {"info": {"description": "toy"}, "images": images, "annotations": annotations}
+    (root / f"{split}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
 def toy(tmp_path) -> Path:
-    """A fresh copy a test may break."""
-    return write_dataset(tmp_path / "toy")
+    """Bright squares ("block") and dark discs ("dark disc") anywhere on noise: 5 + 2 patients of 2 slices."""
+    rng = np.random.default_rng(0)
+    height, width = 48, 40
+    y, x = np.mgrid[:height, :width]
+
+    def item(patient: int, place: int):
+        image = rng.normal(110, 8, (height, width))
+        top, left = rng.integers(2, (height - 12, width - 12))
+        block = np.zeros((height, width), bool)
+        block[top : top + 8, left : left + 6] = True
+        cy, cx = rng.integers(8, (height - 8, width - 8))
+        disc = ((y - cy) ** 2 + (x - cx) ** 2 <= 16) & ~block
+        image[block], image[disc] = 220, 20
+        masks = {"block": block, "dark disc": disc}
+        return f"p{patient}-z{place}_toy", f"p{patient}", image.clip(0, 255).astype(np.uint8), masks
+
+    root = tmp_path / "toy"
+    for split, patients in (("train", range(5)), ("test", range(5, 7))):
+        write_layout(root, split, [item(patient, place) for patient in patients for place in range(2)])
+    return root
+
+
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    """A square that stays where it is and a dot that moves with the patient: 5 + 2 patients, 20 x 30 px.
+
+    Small enough to run every trial of a test in a second.
+    """
+
+    def item(split: str, patient: int):
+        square, dot = np.zeros((2, 20, 30), bool)
+        square[4:12, 5:15] = True
+        dot[14:16, 3 + patient : 6 + patient] = True
+        image = (40 + 100 * square + 60 * dot).astype(np.uint8)
+        return f"{split}{patient}-z0_CT_chest", f"{split}-{patient}", image, {"large square": square, "dot": dot}
+
+    root = tmp_path / "data" / "squares"
+    for split, patients in (("train", 5), ("test", 2)):
+        write_layout(root, split, [item(split, patient) for patient in range(patients)])
+    return root

@@ -67,7 +67,9 @@ def test_nnunet_is_linear_in_experts_iterations_batch_and_patch():
         return spec.model_copy(update={"nnunet": spec.nnunet.model_copy(update=update)})
 
     base = budget(epochs=2, iterations_per_epoch=50, batch_size=4, patch_size=128)
-    unit = estimate(base, WORK, CPU) - estimate(budget(epochs=1, iterations_per_epoch=50, batch_size=4), WORK, CPU)
+    unit = estimate(base, WORK, CPU) - estimate(
+        budget(epochs=1, iterations_per_epoch=50, batch_size=4, patch_size=128), WORK, CPU
+    )
     assert unit == pytest.approx(2 * 50 * 4 * COSTS["nnunet"].train_patch / 4)
     assert slope(
         base, base.model_copy(update={"nnunet": base.nnunet.model_copy(update={"epochs": 3})})

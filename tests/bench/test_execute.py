@@ -77,7 +77,7 @@ def test_records_and_predictions_agree_with_a_pixel_by_pixel_count(suite, use, s
     predictions = pd.read_parquet(run_dir / "predictions.parquet")
     assert list(records.columns) == list(RECORD_COLUMNS)
     assert len(records) == len(predictions) == 4
-    assert set(records["prompt"]) == {"large square in chest CT", "dot in chest CT"}
+    assert set(records["prompt"]) == {"large square in toy image", "dot in toy image"}
     rows = zip(records.to_dict("records"), predictions.to_dict("records"), strict=True)
     for record, prediction in rows:
         true = truth(squares / prediction["mask_file"])

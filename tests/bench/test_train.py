@@ -75,7 +75,7 @@ def test_learns_a_batch_by_heart(method, toy, tmp_path):
     assert val_loss < first / 2
     assert val_dice > 0.85
     with torch.inference_mode():
-        logits = model(batch.images[:1], ["block in toy image", "bright disc in toy image"], torch.tensor([0, 0]))
+        logits = model(batch.images[:1], ["block in toy image", "dark disc in toy image"], torch.tensor([0, 0]))
     block, disc = logits > 0
     assert not (block & disc).any()
     assert block.any()

@@ -46,8 +46,8 @@ def test_training_batches_repeat_by_seed_and_vary_the_phrase(toy, tmp_path):
     assert {p for b in first for p in b.prompts} == {
         "block in toy image",
         "the block",
-        "bright disc in toy image",
-        "the bright disc",
+        "dark disc in toy image",
+        "the dark disc",
     }
 
 

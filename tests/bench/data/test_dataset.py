@@ -22,8 +22,8 @@ def test_reads_images_targets_and_prompts(toy):
     assert (len(dataset.train), len(dataset.test), dataset.phantom) == (10, 4, False)
     sample = dataset.train[0]
     assert (sample.image_id, sample.patient, sample.height, sample.width) == ("p0-z0_toy", "p0", 48, 40)
-    assert [t.object for t in sample.targets] == ["block", "bright disc"]
-    assert sample.targets[1].prompts == ("bright disc in toy image", "the bright disc")
+    assert [t.object for t in sample.targets] == ["block", "dark disc"]
+    assert sample.targets[1].prompts == ("dark disc in toy image", "the dark disc")
     assert load_image(sample.image_file).shape == (48, 40, 3)
     assert load_mask(sample.targets[0].mask_file).sum() == 48
 

@@ -15,15 +15,9 @@ from baselines.text_prompt import TextPrompt
 from models.config import ModelConfig
 from models.segmenter import ImageEncoder
 
-
-def two_way_sizes(config: ModelConfig) -> dict[str, int]:
-    """SAM's two-layer transformer: its own sizes (256, 8 heads, 2048) or the decoder's where that is narrower."""
-    return {
-        "depth": 2,
-        "embedding_dim": min(256, config.width),
-        "num_heads": config.heads,
-        "mlp_dim": config.feedforward,
-    }
+# SAM's and SAM 2's own sizes at every profile: the decoders are compared as they are
+WIDTH = 256
+TWO_WAY = {"depth": 2, "embedding_dim": WIDTH, "num_heads": 8, "mlp_dim": 2048}
 
 
 class Sam(nn.Module):
@@ -31,15 +25,13 @@ class Sam(nn.Module):
 
     def __init__(self, backbone: str, config: ModelConfig):
         super().__init__()
-        sizes = two_way_sizes(config)
-        width = sizes["embedding_dim"]
         self.image_encoder = ImageEncoder(backbone, config, finest=16)
-        self.text_prompt = TextPrompt(config, width)
-        self.image_projection = nn.Conv2d(config.width, width, 1)
-        self.position = PositionEmbeddingRandom(width // 2)
-        self.no_mask = nn.Embedding(1, width)
+        self.text_prompt = TextPrompt(config, WIDTH)
+        self.image_projection = nn.Conv2d(config.width, WIDTH, 1)
+        self.position = PositionEmbeddingRandom(WIDTH // 2)
+        self.no_mask = nn.Embedding(1, WIDTH)
         self.mask_decoder = MaskDecoder(
-            transformer_dim=width, transformer=TwoWayTransformer(**sizes), num_multimask_outputs=3
+            transformer_dim=WIDTH, transformer=TwoWayTransformer(**TWO_WAY), num_multimask_outputs=3
         )
 
     def forward(

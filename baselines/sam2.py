@@ -12,7 +12,7 @@ from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
-from baselines.sam import two_way_sizes
+from baselines.sam import TWO_WAY, WIDTH
 from baselines.text_prompt import TextPrompt
 from models.config import ModelConfig
 from models.segmenter import ImageEncoder
@@ -23,16 +23,14 @@ class Sam2(nn.Module):
 
     def __init__(self, backbone: str, config: ModelConfig):
         super().__init__()
-        sizes = two_way_sizes(config)
-        width = sizes["embedding_dim"]
         self.image_encoder = ImageEncoder(backbone, config)
-        self.text_prompt = TextPrompt(config, width)
-        self.projections = nn.ModuleList(nn.Conv2d(config.width, width, 1) for _ in range(3))
-        self.position = PositionEmbeddingRandom(width // 2)
-        self.no_mask = nn.Embedding(1, width)
+        self.text_prompt = TextPrompt(config, WIDTH)
+        self.projections = nn.ModuleList(nn.Conv2d(config.width, WIDTH, 1) for _ in range(3))
+        self.position = PositionEmbeddingRandom(WIDTH // 2)
+        self.no_mask = nn.Embedding(1, WIDTH)
         self.mask_decoder = MaskDecoder(
-            transformer_dim=width,
-            transformer=TwoWayTransformer(**sizes),
+            transformer_dim=WIDTH,
+            transformer=TwoWayTransformer(**TWO_WAY),
             num_multimask_outputs=3,
             use_high_res_features=True,
             iou_prediction_use_sigmoid=True,

@@ -63,7 +63,8 @@ def _intermediates(trunk: nn.Module, images: Tensor) -> list[Tensor]:
     return trunk.forward_intermediates(images, intermediates_only=True)
 
 
-def _hiera(name: str, neck: bool = True, **overrides) -> Backbone:
+def hiera(name: str, neck: bool = True, **overrides) -> Backbone:
+    """timm's SAM 2 Hiera, by default with the neck; `overrides` change its sizes."""
     trunk = timm.create_model(name, features_only=True, pretrained=False, **overrides)
     channels = trunk.feature_info.channels()
     return Backbone(trunk, channels, _call, FeaturePyramidNeck(channels) if neck else None)
@@ -76,13 +77,13 @@ def _focal(**sizes) -> Backbone:
 
 # The paper's three, two mid sizes, and two for CPUs. Hiera is SAM 2's variant.
 BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "hiera_xt": lambda: _hiera(
+    "hiera_xt": lambda: hiera(
         "sam2_hiera_tiny", neck=False, embed_dim=16, stages=(1, 1, 2, 1), num_heads=1, global_att_blocks=(3,)
     ),
     "focal_xt": lambda: _focal(embed_dim=16, depths=(1, 1, 2, 1)),
-    "hiera_t": lambda: _hiera("sam2_hiera_tiny"),
-    "hiera_s": lambda: _hiera("sam2_hiera_small"),
-    "hiera_bp": lambda: _hiera("sam2_hiera_base_plus"),
+    "hiera_t": lambda: hiera("sam2_hiera_tiny"),
+    "hiera_s": lambda: hiera("sam2_hiera_small"),
+    "hiera_bp": lambda: hiera("sam2_hiera_base_plus"),
     "focal_l": lambda: _focal(
         embed_dim=192,
         depths=(2, 2, 18, 2),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.backbones import hiera
 from models.boltzmann import sample_tokens, threshold_tokens
 from models.config import ModelConfig
 from models.decoder import Decoder
@@ -11,7 +12,7 @@ from models.losses import segmentation_loss
 from models.pigma import PiGMA
 from models.pixel_decoder import PixelDecoder
 from models.position import sine_position
-from models.text_encoder import tokenize
+from models.text_encoder import TextEncoder, tokenize
 
 
 def load(shared, name):
@@ -158,3 +159,41 @@ def test_clip_tokens(shared):
     expected = t["attention_mask"][:, :length].bool()
     assert torch.equal(attention.bool(), expected)
     assert torch.equal(ids[expected], t["input_ids"][:, :length][expected].to(ids.dtype))
+
+
+def test_text_encoder(shared):
+    t = load(shared, "text_encoder")
+    encoder = TextEncoder(width=64, layers=2, heads=4, output=64, context_length=12)
+    encoder.transformer.resize_token_embeddings(120, mean_resizing=False)
+    pairs = [("encoder_transformer.token_embedding.", "embeddings.token_embedding.")]
+    pairs += [("encoder_transformer.positional_embedding", "embeddings.position_embedding.weight")]
+    pairs += [("encoder_transformer.ln_final.", "final_layer_norm.")]
+    names = {"ln_1.": "layer_norm1.", "ln_2.": "layer_norm2.", "mlp.c_fc.": "mlp.fc1.", "mlp.c_proj.": "mlp.fc2."}
+    names["attn.out_proj."] = "self_attn.out_proj."
+    for i in range(2):
+        block = f"encoder_transformer.resblocks.{i}."
+        pairs += [(block + theirs, f"encoder.layers.{i}.{ours}") for theirs, ours in names.items()]
+    state = renamed(t, pairs)
+    for i in range(2):
+        for kind in ("weight", "bias"):
+            fused = t[f"param.encoder_transformer.resblocks.{i}.attn.in_proj_{kind}"]
+            for name, part in zip(("q_proj", "k_proj", "v_proj"), fused.chunk(3), strict=True):
+                state[f"encoder.layers.{i}.self_attn.{name}.{kind}"] = part
+    encoder.transformer.load_state_dict(state, strict=True)
+    encoder.projection.weight.data = t["param.lang_proj"].T
+    real = t["attention_mask"].bool()
+    tokens = encoder.encode(t["input_ids"], t["attention_mask"])
+    close(tokens[real], t["token_emb"][real])
+
+
+def test_hiera_with_its_neck(shared):
+    t = load(shared, "hiera_tiny")
+    backbone = hiera("sam2_hiera_tiny", embed_dim=16, stages=(1, 2, 3, 1), num_heads=1, global_att_blocks=(4,))
+    pairs = [("trunk.", "trunk.model.")]
+    pairs += [(f"neck.convs.{i}.conv.", f"neck.lateral.{3 - i}.") for i in range(4)]  # theirs start at the coarsest
+    state = {
+        k.replace("mlp.layers.0", "mlp.fc1").replace("mlp.layers.1", "mlp.fc2"): v for k, v in renamed(t, pairs).items()
+    }
+    backbone.load_state_dict(state, strict=True)
+    for out, name in zip(backbone(t["image"]), ("res2", "res3", "res4", "res5"), strict=True):
+        close(out, t[name])

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from models.backbones import STRIDES, build_backbone
+from models.config import ModelConfig
+from models.segmenter import BoltzFormer
+from models.text_encoder import TextEncoder
+
+CONFIG = ModelConfig(
+    width=32, heads=4, feedforward=64, layers=3, queries=4, pixel_layers=1, text_width=32, text_layers=1, text_heads=2
+)
+PROMPTS = ["nodule in lung CT", "right kidney in abdominal MRI", "liver"]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return BoltzFormer("hiera_xt", CONFIG).eval()
+
+
+@pytest.mark.parametrize("name", ["hiera_xt", "focal_xt"])
+@pytest.mark.parametrize("size", [(64, 96), (100, 72)])
+def test_backbones_give_four_maps_at_any_size(name, size):
+    backbone = build_backbone(name)
+    with torch.inference_mode():
+        maps = backbone(torch.randn(1, 3, *size))
+    assert [m.shape[1] for m in maps] == backbone.channels
+    assert [tuple(m.shape[2:]) for m in maps] == [tuple(-(-side // s) for side in size) for s in STRIDES]
+
+
+def test_the_backbone_runs_once_per_image(model):
+    seen = []
+    model.image_encoder.backbone.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    index = torch.tensor([0, 0, 1])
+    with torch.inference_mode():
+        logits = model(torch.rand(2, 3, 64, 64) * 255, PROMPTS, index, generator=torch.Generator().manual_seed(0))
+    assert seen == [2]
+    assert logits.shape == (3, 32, 32)
+
+
+def test_prompts_do_not_touch_each_other():
+    torch.manual_seed(0)
+    model = BoltzFormer("hiera_xt", CONFIG.model_copy(update={"attention": "full"})).eval()
+    images = torch.rand(2, 3, 64, 64) * 255
+    with torch.inference_mode():
+        together = model(images, PROMPTS, torch.tensor([0, 0, 1]))
+        for row, image in enumerate([0, 0, 1]):
+            alone = model(images[image : image + 1], [PROMPTS[row]], torch.tensor([0]))
+            torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+        assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_equal_prompts_are_encoded_once_and_padding_is_zero():
+    encoder = TextEncoder(32, 1, 2, 16)
+    seen = []
+    encoder.transformer.register_forward_hook(lambda *args: seen.append(1) or None)
+    tokens, padding = encoder([PROMPTS[1], PROMPTS[2], PROMPTS[1]])
+    assert len(seen) == 1
+    assert torch.equal(tokens[0], tokens[2])
+    assert padding.sum(1).tolist()[0] == 0 < padding.sum(1).tolist()[1]
+    assert (tokens[padding] == 0).all()

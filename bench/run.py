@@ -132,6 +132,7 @@ def write_suite(plan: Plan, request: Request) -> None:
         "runs": [spec.run_id for spec in specs],
         "backbones": {name: BACKBONE_LABELS.get(name, name) for name in backbones},
         "methods": {name: METHODS[name].label for name in methods},
+        "reference": plan.choice.suite.reference,
     }
     write_json(plan.folder / "suite.json", value)
 

@@ -77,6 +77,7 @@ class Suite(Frozen):
     name: str
     title: str
     methods: tuple[str, ...]
+    reference: str | None = None  # the method that the others are compared with
     seeds: tuple[int, ...] = (0,)
     profile: str | None = None
 

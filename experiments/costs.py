@@ -45,11 +45,11 @@ class PlainCost:
 
 
 COSTS: dict[str, TrainedCost | NnunetCost | PlainCost] = {
-    "boltzformer": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
-    "sam": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
-    "sam2": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
-    "seem": TrainedCost(startup=15, train_image=0.05, validate_image=0.03, predict_prompt=0.02),
-    "nnunet": NnunetCost(startup=30, expert_startup=8, prepare_image=0.1, train_patch=0.12, predict_prompt=0.1),
-    "location_prior": PlainCost(startup=5, train_image=0.01, predict_prompt=0.003),
+    "boltzformer": TrainedCost(startup=15, train_image=0.065, validate_image=0.04, predict_prompt=0.02),
+    "sam": TrainedCost(startup=15, train_image=0.058, validate_image=0.035, predict_prompt=0.02),
+    "sam2": TrainedCost(startup=15, train_image=0.08, validate_image=0.05, predict_prompt=0.025),
+    "seem": TrainedCost(startup=15, train_image=0.062, validate_image=0.04, predict_prompt=0.02),
+    "nnunet": NnunetCost(startup=15, expert_startup=2, prepare_image=0.01, train_patch=0.33, predict_prompt=0.15),
+    "location_prior": PlainCost(startup=2, train_image=0.003, predict_prompt=0.001),
 }
 UNKNOWN = TrainedCost(startup=15, train_image=0.06, validate_image=0.03, predict_prompt=0.02)

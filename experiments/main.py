@@ -11,4 +11,5 @@ SUITE = Suite(
     name="main",
     title="Text-prompted decoders on identical splits",
     methods=("location_prior", "nnunet", "sam", "sam2", "seem", "boltzformer"),
+    reference="boltzformer",
 )

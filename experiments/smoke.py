@@ -3,7 +3,6 @@
 bench run --suite smoke
 """
 
-from bench.spec import Suite
 from experiments import main
 
-SUITE = Suite(name="smoke", title="Smoke test of the main suite", methods=main.SUITE.methods, profile="smoke")
+SUITE = main.SUITE.model_copy(update={"name": "smoke", "title": "Smoke test of the main suite", "profile": "smoke"})

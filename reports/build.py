@@ -156,16 +156,17 @@ def by_size(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootst
 
 
 def difference_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap) -> Table:
-    """Paired differences to the first method, on all objects and on small ones."""
+    """Paired differences to the reference method, on all objects and on small ones."""
     names = {"all": GROUPS.index(ALL), "small": GROUPS.index(SMALL)}
     columns = [Column("label", "Method"), Column("reference", "Reference")]
     for name in names:
         columns.append(Column(name, f"{name.capitalize()} objects", 1))
         columns += [Column(f"{name}_{end}", f"{end} ({name})", 1) for end in ("low", "high")]
-    frame = differences(bootstrap, grid.rows, names).reindex(columns=[column.key for column in columns])
+    keys = [column.key for column in columns]
+    frame = differences(bootstrap, grid.rows, names, results.reference).reindex(columns=keys)
     caption = (
-        "Difference in points of Dice (method minus reference, the suite's first method on the same "
-        f"backbone where it has one) with its 95% interval: {DRAWS:,} bootstrap draws of patients within "
+        "Difference in points of Dice (method minus reference, on the same backbone where the reference "
+        f"has one) with its 95% interval: {DRAWS:,} bootstrap draws of patients within "
         "data sets, the same for both methods. Weighting as in the table by size."
     )
     return Table("differences", "Paired differences", caption, frame, tuple(columns), results.phantom)

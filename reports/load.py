@@ -55,6 +55,7 @@ class SuiteResults:
     data: dict[str, Path]
     methods: dict[str, str]
     backbones: dict[str, str]
+    reference: str | None  # the method that the others are compared with
     runs: tuple[Run, ...]
     records: pd.DataFrame
 
@@ -109,6 +110,7 @@ def load_suite(suite_dir: Path) -> SuiteResults:
         data={name: Path(folder) for name, folder in suite["data"].items()},
         methods=methods,
         backbones=backbones,
+        reference=suite.get("reference"),
         runs=tuple(runs),
         records=records,
     )

@@ -1,4 +1,4 @@
-"""Uncertainty: bootstrap over patients, standard errors, and paired differences to the first method."""
+"""Uncertainty: bootstrap over patients, standard errors, and paired differences to a reference method."""
 
 from __future__ import annotations
 
@@ -55,27 +55,30 @@ def cluster_bootstrap(scores: Scores, groups: np.ndarray, draws: int = DRAWS, se
     return Bootstrap(estimate, sample, clusters)
 
 
-def differences(bootstrap: Bootstrap, rows: tuple[Row, ...], names: dict[str, int]) -> pd.DataFrame:
-    """Paired difference of every other row to the first method, one line per row.
+def differences(
+    bootstrap: Bootstrap, rows: tuple[Row, ...], names: dict[str, int], reference: str | None = None
+) -> pd.DataFrame:
+    """Paired difference of every other row to the method `reference` (None: the first), one line per row.
 
-    The reference is the first method on the same backbone, or its first row where it has none on that
-    backbone. `names` maps a column prefix to the size group. Columns label, reference, and for each prefix
-    <prefix>, <prefix>_low, <prefix>_high: row minus reference in points of Dice with the 95% percentile
-    interval.
+    Rows are compared on the same backbone, or with the reference's first row where it has none on that backbone.
+    `names` maps a column prefix to the size group. Columns label, reference, and for each prefix <prefix>,
+    <prefix>_low, <prefix>_high: row minus reference in points of Dice with the 95% percentile interval.
     """
     if not rows:
         return pd.DataFrame()
-    first = {row.backbone: place for place, row in reversed(list(enumerate(rows))) if row.method == rows[0].method}
+    method = reference if reference in {row.method for row in rows} else rows[0].method
+    places = [place for place, row in enumerate(rows) if row.method == method]
+    on_backbone = {rows[place].backbone: place for place in reversed(places)}
     lines = []
     for place, row in enumerate(rows):
-        if row.method == rows[0].method:
+        if row.method == method:
             continue
-        reference = first.get(row.backbone, 0)
-        line = {"label": row.label, "reference": rows[reference].label}
+        other = on_backbone.get(row.backbone, places[0])
+        line = {"label": row.label, "reference": rows[other].label}
         for name, group in names.items():
-            drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, reference]
+            drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, other]
             low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            line[name] = bootstrap.estimate[group, place] - bootstrap.estimate[group, reference]
+            line[name] = bootstrap.estimate[group, place] - bootstrap.estimate[group, other]
             line[f"{name}_low"], line[f"{name}_high"] = low, high
         lines.append(line)
     return pd.DataFrame(lines)

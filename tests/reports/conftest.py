@@ -164,6 +164,7 @@ def results_of(records: pd.DataFrame, datasets: tuple[str, ...] = ()) -> SuiteRe
         data=data,
         methods={},
         backbones={},
+        reference=None,
         runs=runs,
         records=records,
         **texts,

@@ -122,6 +122,8 @@ def test_reference_is_the_first_method_on_the_same_backbone(build):
     bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"]), draws=10)
     table = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)})
     assert table["reference"].tolist() == ["a+b", "a+s"]
+    table = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, reference="c")
+    assert table[["label", "reference"]].to_numpy().tolist() == [["a+s", "c+b"], ["a+b", "c+b"], ["d", "c+b"]]
 
 
 def test_a_row_with_a_gap_has_no_error_and_no_difference(build):

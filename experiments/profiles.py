@@ -47,11 +47,11 @@ LAPTOP = Profile(
     title="2 cores, tiny backbones trained from scratch, 256 px",
     recipe=Recipe(
         image_size=256,
-        steps=500,
+        steps=400,
         batch_images=16,
         prompts_per_image=2,
         learning_rate=1e-3,
-        validate_every=125,
+        validate_every=100,
     ),
     model=LAPTOP_MODEL,
     backbones=("hiera_xt",),

@@ -306,8 +306,8 @@ def predict(expert: dict, job: dict, emit: Emit) -> None:
     )
     predictor.manual_initialization(network, plans, configuration, [weights], dataset_json, trainer.__name__, None)
     for image in expert["images"]:
-        started = time.perf_counter()
         pixels = as_channels(read_image(image["image_file"]), channels)
+        started = time.perf_counter()  # without the decoding, as for every method
         # NaturalImage2DIO's order: (channels, 1, H, W) float32
         array = (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))[:, None].astype(np.float32)
         labels = predictor.predict_single_npy_array(array, {"spacing": (999, 1, 1)}, None, None, False)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from bench.data.dataset import load_image, load_mask
+from bench.errors import UserError
 from bench.records import decode_mask
 from reports.aggregate import Scores, dice_percent
 from reports.grid import CASE, Grid
@@ -149,7 +150,7 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
             continue
         try:
             image, truth = _read_case(results.data[case.dataset], files, (case.height, case.width))
-        except (OSError, KeyError, ValueError) as error:
+        except (UserError, KeyError, ValueError) as error:
             notes.append(f"overlays: {case.dataset}/{case.image_id}, {case.object} is not drawn: {error}")
             continue
         panels.append((case, image, truth))
@@ -213,10 +214,8 @@ def _dice_of(records: pd.DataFrame) -> dict[tuple, float]:
 
 
 def _read_case(folder: Path, files: dict, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Image (height, width, 3) uint8 and truth (height, width) bool. Masks may be RGBA with alpha 255: RGB is
-    read."""
-    image = np.asarray(Image.open(folder / files["image_file"]).convert("RGB"))
-    truth = np.asarray(Image.open(folder / files["mask_file"]).convert("RGB")).any(axis=2)
+    """Image (height, width, 3) uint8 and truth (height, width) bool."""
+    image, truth = load_image(folder / files["image_file"]), load_mask(folder / files["mask_file"])
     if image.shape[:2] != shape or truth.shape != shape:
         raise ValueError(f"{files['image_file']} or its mask is no longer {shape[0]} x {shape[1]} px")
     return image, truth

@@ -34,7 +34,10 @@ def augment(images: Tensor, masks: Tensor, image_index: Tensor, generator: torch
         images[rows] = _warp(images[rows], theta[rows])
     rows = chosen[image_index].nonzero().flatten()
     if len(rows):
-        masks[rows] = (_warp(masks[rows, None], theta[image_index[rows]])[:, 0] >= 0.5).to(masks.dtype)
+        cover = _warp(masks[rows, None], theta[image_index[rows]])[:, 0]
+        # an object of a pixel or two keeps its best covered pixels instead of falling between the grid's
+        level = cover.amax((1, 2), keepdim=True).clamp(min=1e-6, max=0.5)
+        masks[rows] = (cover >= level).to(masks.dtype)
     return images, masks
 
 

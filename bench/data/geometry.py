@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,15 +18,24 @@ def image_to_square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def mask_to_square(mask: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) bool -> (size, size) bool: a pixel is in if half of it is; an object too small for that keeps its
-    best covered pixels, so that none vanishes.
+    """(H, W) bool -> (size, size) bool: a pixel is in if half of it is.
+
+    A connected component too small for that keeps its best covered pixel, so that no lesion vanishes.
     """
     padded = _pad(mask)
     if padded.shape[0] == size:
         return padded
     scaled = Image.fromarray(padded.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BOX)
     cover = np.asarray(scaled)
-    return cover >= min(128, max(int(cover.max()), 1))
+    square = cover >= 128
+    scale = size / padded.shape[0]
+    for rows, columns in ndimage.find_objects(ndimage.label(padded)[0]):
+        top, left = int(rows.start * scale), int(columns.start * scale)
+        box = np.s_[top : math.ceil(rows.stop * scale), left : math.ceil(columns.stop * scale)]
+        if not square[box].any():
+            best = np.unravel_index(cover[box].argmax(), cover[box].shape)
+            square[top + best[0], left + best[1]] = True
+    return square
 
 
 def logits_to_original(logits: Tensor, height: int, width: int) -> Tensor:

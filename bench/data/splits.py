@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Splits:
-    """The three sides of a comparison. `hash` covers every image, patient, prompt and mask, by name and file size."""
+    """The three sides of a comparison; `hash` covers every image, patient, prompt and mask."""
 
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
@@ -33,12 +34,12 @@ class Splits:
 
     @property
     def hash(self) -> str:
-        """The first 12 hex digits of a SHA-256."""
+        """The first 12 hex digits of a SHA-256 over names, patients, sizes, prompts and the files' fingerprints."""
         digest = hashlib.sha256()
         for side, samples in self.sides().items():
             for s in samples:
-                row = [side, s.dataset, s.image_id, s.patient, s.height, s.width, s.image_file.stat().st_size]
-                row += [[t.object, t.prompts, t.mask_file.name, t.mask_file.stat().st_size] for t in s.targets]
+                row = [side, s.dataset, s.image_id, s.patient, s.height, s.width, fingerprint(s.image_file)]
+                row += [[t.object, t.prompts, t.mask_file.name, fingerprint(t.mask_file)] for t in s.targets]
                 digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:12]
 
@@ -61,6 +62,14 @@ class Splits:
             "datasets": {name: {"root": str(root), **names[name]} for name, root in self.roots.items()},
         }
         write_json(path, content)
+
+
+def fingerprint(file: Path) -> str:
+    """Size and last 24 bytes: a PNG ends with the checksum of all its pixel data, so no other byte need be read."""
+    with file.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, size - 24))
+        return f"{size} {handle.read().hex()}"
 
 
 def make_splits(datasets: Sequence[Dataset], seed: int = 0, val_fraction: float = 0.2) -> Splits:

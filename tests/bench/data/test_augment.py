@@ -50,6 +50,24 @@ def test_quarter_turns_are_exact_without_crop(monkeypatch):
     assert turns_seen == {0, 1, 2, 3}
 
 
+def test_one_pixel_survives_wherever_it_lands(monkeypatch):
+    monkeypatch.setattr(module, "PROBABILITY", 1.0)
+    images = torch.zeros(200, 3, 32, 32)
+    masks = torch.zeros(200, 32, 32)
+    masks[:, 15, 17] = 1
+    _, moved = augment(images, masks, torch.arange(200), torch.Generator().manual_seed(5))
+    assert (moved.sum((1, 2)) >= 1).all()
+    assert (moved.sum((1, 2)) <= 4).all()
+
+
+def test_an_object_cropped_out_leaves_an_empty_mask(monkeypatch):
+    monkeypatch.setattr(module, "PROBABILITY", 1.0)
+    masks = torch.zeros(200, 32, 32)
+    masks[:, 0, 0] = 1
+    _, moved = augment(torch.zeros(200, 3, 32, 32), masks, torch.arange(200), torch.Generator().manual_seed(6))
+    assert set(moved.sum((1, 2)).tolist()) >= {0.0, 1.0}
+
+
 def test_the_same_generator_gives_the_same_batch():
     images, masks, index = batch(number=8)
     first, second = (augment(images, masks, index, torch.Generator().manual_seed(4)) for _ in range(2))

@@ -23,6 +23,16 @@ def test_no_object_vanishes_when_the_image_shrinks():
     assert np.argwhere(square).tolist() == [[int(117.5 * 64 / 300), int(43.5 * 64 / 300)]]
 
 
+def test_no_small_lesion_vanishes_beside_a_large_one():
+    mask = np.zeros((128, 128), bool)
+    mask[20:60, 20:60] = True
+    mask[100, 101] = mask[3, 90] = True
+    square = mask_to_square(mask, 64)
+    assert square[50, 50]
+    assert square[1, 45]
+    assert square.sum() == 20 * 20 + 2
+
+
 def test_large_masks_shrink_to_the_half_covered_pixels():
     mask = np.zeros((64, 64), bool)
     mask[10:31, 20:41] = True

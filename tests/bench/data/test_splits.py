@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bench.data.dataset import load_dataset
 from bench.data.splits import load_splits, make_splits
@@ -43,7 +45,11 @@ def test_saved_splits_come_back_or_are_refused(toy, tmp_path):
     splits = make_splits([load_dataset(toy)])
     splits.save(tmp_path / "splits.json")
     assert load_splits(tmp_path / "splits.json") == splits
-    (toy / "train" / "p0-z0_toy.png").write_bytes((toy / "train" / "p1-z0_toy.png").read_bytes())
+    image = np.array(Image.open(toy / "train" / "p0-z0_toy.png"))
+    before = (toy / "train" / "p0-z0_toy.png").stat().st_size
+    image[0, 0] ^= 1
+    Image.fromarray(image).save(toy / "train" / "p0-z0_toy.png")
+    assert abs((toy / "train" / "p0-z0_toy.png").stat().st_size - before) < 20
     with pytest.raises(UserError, match="the data have changed"):
         load_splits(tmp_path / "splits.json")
 

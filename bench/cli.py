@@ -46,6 +46,9 @@ class Listing(StrEnum):
     runs = "runs"
 
 
+# a file or folder that the user named and that is not what it should be
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.", metavar="DIR")]
 Folders = Annotated[
     list[Path],
@@ -199,13 +202,17 @@ def check(folders: Folders) -> None:
     Example:
       bench data check data/openkbp data/idrid
     """
+    from rich.progress import Progress
+
     from bench.data.check import check_datasets
     from bench.data.dataset import find_datasets
     from bench.plan import show_problems
 
     console = _console()
     found = find_datasets(folders)
-    problems = check_datasets(found)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("reading images and masks", total=None)
+        problems = check_datasets(found, lambda done, total: bar.update(task, completed=done, total=total))
     if problems:
         show_problems(problems, console)
         raise typer.Exit(2)
@@ -223,9 +230,13 @@ def stats(folders: Folders) -> None:
     from bench.data.dataset import find_datasets, load_dataset
     from bench.data.stats import size_table
 
-    frame = size_table([load_dataset(folder) for folder in find_datasets(folders)])
+    datasets = [load_dataset(folder) for folder in find_datasets(folders)]
+    frame = size_table(datasets)
     rows = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.values.tolist()]
-    _console().print(_table([str(column) for column in frame.columns], rows))
+    table = _table([str(column) for column in frame.columns], rows)
+    phantom = [dataset.name for dataset in datasets if dataset.phantom]
+    table.title = f"object sizes (phantom: {', '.join(phantom)})" if phantom else "object sizes"
+    _console().print(table)
 
 
 @data_app.command()
@@ -266,10 +277,12 @@ def main() -> None:
     except UserError as error:
         _die(str(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            where = f" while writing {error.filename}" if error.filename else ""
+            _die(f"no space left on device{where}: free some and run the same command again")
+        if error.errno not in UNUSABLE or not error.filename:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        _die(f"no space left on device{where}: free some and run the same command again")
+        _die(f"{error.filename} cannot be used ({error.strerror}): name another file or folder")
 
 
 def _die(message: str) -> None:

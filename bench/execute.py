@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 import traceback
@@ -17,7 +18,7 @@ from bench.errors import UserError
 from bench.interface import Log, Method, Prediction, Sample
 from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
 from bench.runlog import RunLog
-from bench.spec import RunSpec
+from bench.spec import RunSpec, flatten
 
 if TYPE_CHECKING:
     from bench.data.splits import Splits
@@ -76,7 +77,9 @@ def execute(spec: RunSpec, suite_dir: Path, tracking_uri: str | None = None, par
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
             status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker)
     except Exception as error:
-        status |= {"state": "failed", "error": _one_line(error)}
+        # what the user can mend: a mistake in the data or options, or a full disk
+        mendable = isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC
+        status |= {"state": "failed", "error": _one_line(error), "user_error": mendable}
         # a full disk must not hide the reason: the status is the shorter of the two, and written in any case
         with contextlib.suppress(OSError):
             write_text(run_dir / "error.txt", traceback.format_exc())
@@ -111,8 +114,8 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     write_table(predictions, run_dir / "predictions.parquet")
     write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)
     if tracker is not None:
-        checkpoints = sorted(run_dir.glob("*.pt"))
-        tracker.artifacts(*(run_dir / name for name in ("records.parquet", "spec.json", "env.json")), *checkpoints)
+        names = ("records.parquet", "spec.json", "env.json", "model.pt", "location_prior.npz", "nnunet")
+        tracker.artifacts(*(run_dir / name for name in names))  # those that the method has left
         tracker.tag(budget=fit.budget, parameters=str(fit.parameters))
         tracker.log(0, {"test_dice": _mean_dice(records), "train_seconds": fit.train_seconds})
     return asdict(fit)
@@ -183,10 +186,10 @@ def checked(predictions: Iterable[Prediction], samples: Sequence[Sample]) -> Ite
         raise RuntimeError(f"the method left out {len(missing)} test targets, first {' / '.join(min(missing))}")
 
 
-def mark_interrupted(run_dir: Path) -> None:
-    """Turns a "running" that nobody runs any more (a killed worker) into "interrupted"."""
+def mark_interrupted(run_dir: Path, states: Sequence[str] = ("running",)) -> None:
+    """Turns a "running" that nobody runs any more (a killed worker), or others of `states`, into "interrupted"."""
     status = run_state(run_dir)
-    if status["state"] == "running":
+    if status["state"] in states:
         write_json(run_dir / "status.json", status | {"state": "interrupted", "ended": _iso(time.time())})
 
 
@@ -194,7 +197,7 @@ def _tracker(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | None
     if uri is None:
         return None
     from bench import environment
-    from bench.tracking import Tracker, flatten
+    from bench.tracking import Tracker
 
     git = environment.git_state()
     tags = {
@@ -229,8 +232,12 @@ def _printing_to(output: Any) -> Iterator[None]:
 
 def _mean_dice(records: Sequence[dict]) -> float:
     """Mean Dice over all records, in 0..1: for MLflow's run list only; the tables weigh by data set."""
-    scores = [2 * row["tp"] / total for row in records if (total := 2 * row["tp"] + row["fp"] + row["fn"])]
-    return sum(scores) / len(scores) if scores else float("nan")
+    import numpy as np
+
+    from reports.aggregate import dice_percent
+
+    tp, fp, fn = (np.array([row[name] for row in records]) for name in ("tp", "fp", "fn"))
+    return float(np.nanmean(dice_percent(tp, fp, fn))) / 100
 
 
 def _relative(file: Path, root: Path) -> str:
@@ -238,6 +245,8 @@ def _relative(file: Path, root: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "no space left on device: free some and run the same command again"
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"[:500]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
@@ -101,5 +101,10 @@ class Method(Protocol):
 class Segmenter(Protocol):
     """A torch module: images and prompts in, mask logits out."""
 
-    def __call__(self, images: Tensor, prompts: list[str], image_index: Tensor) -> Tensor:
-        """(B, 3, S, S) in 0..255, P prompts, (P,) -> logits (P, h, w); h x w may be smaller than S x S."""
+    def __call__(
+        self, images: Tensor, prompts: list[str], image_index: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, 3, S, S) in 0..255, P prompts, (P,) -> logits (P, h, w); h x w may be smaller than S x S.
+
+        `generator` is the only source of randomness.
+        """

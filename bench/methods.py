@@ -60,7 +60,7 @@ def _location_prior(spec: RunSpec) -> Method:
     return build(spec)
 
 
-# In the order of the tables' rows.
+# A suite puts them in the order of its table's rows.
 METHODS: dict[str, MethodEntry] = {
     "location_prior": MethodEntry(
         "Location prior", _location_prior, "mean training mask of the prompt", trained=False, uses_backbone=False

@@ -101,6 +101,8 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     from bench.methods import METHODS
     from experiments import SUITES, profiles
 
+    if request.runs_dir.exists() and not request.runs_dir.is_dir():
+        raise UserError(f"{request.runs_dir} is a file: name a folder with --runs-dir")
     if request.suite not in SUITES:
         raise unknown_name("suite", request.suite, SUITES)
     suite = SUITES[request.suite]
@@ -160,7 +162,7 @@ def make_plan(choice: Choice, request: Request, datasets: Sequence[Dataset] | No
         for seed in choice.seeds
     ]
     name = request.name or "-".join([choice.suite.name, *(data.name for data in datasets or () if not data.phantom)])
-    if Path(name).name != name or name in ("data", "mlartifacts"):
+    if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
         raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
     return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs))
 
@@ -190,6 +192,17 @@ def budget(spec: RunSpec, work: Workload) -> str:
         iterations = own.epochs * own.iterations_per_epoch
         return f"{len(work.experts)} experts x {iterations} iterations, batch {own.batch_size or 'planned'}"
     return "one pass over the training masks"
+
+
+def show_first(plan: Plan, console: Console) -> None:
+    """What is known before the phantom is generated: the profile, why, and how long all of it takes."""
+    choice = plan.choice
+    seconds = estimate_suite(plan.specs, plan.work, choice.profile, choice.hardware)
+    console.print(
+        f"profile {choice.profile.name} ({choice.reason}): about {format_seconds(seconds)} (estimate); "
+        "first the phantom is generated",
+        highlight=False,
+    )
 
 
 def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:

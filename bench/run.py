@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first
-from bench.execute import is_finished, run_state
-from bench.plan import Plan, Request, choose, make_plan, phantom_folder, show, show_problems
+from bench.execute import is_finished, mark_interrupted, run_state
+from bench.plan import Plan, Request, choose, make_plan, phantom_folder, show, show_first, show_problems
 from bench.records import SCHEMA_VERSION
 from bench.spec import Profile, RunSpec
 
@@ -57,6 +57,8 @@ def run(request: Request, console: Console) -> int:
             return USER_ERROR
         datasets = _load(choice.folders)
     else:
+        if not phantom_folder(request, choice.profile).is_dir():
+            show_first(make_plan(choice, request, None), console)
         datasets = _load(_phantom(request, choice.profile, console))
     plan = make_plan(choice, request, datasets)
     check_folder(plan, request.runs_dir)
@@ -72,14 +74,15 @@ def run(request: Request, console: Console) -> int:
                     f"\nstopped; finished trials are kept. Go on where it stopped with:\n  {request.command}",
                     file=sys.stderr,
                 )
-                if parent is not None:
-                    parent.finish("KILLED")
                 return STOPPED
             failed = _failures(plan, console)
             _report(plan, console, parent)
             if parent is not None:
                 parent.finish("FAILED" if failed else "FINISHED")
-    return FAILED if failed else 0
+    if not failed:
+        return 0
+    mendable = all(run_state(plan.folder / spec.run_id).get("user_error") for spec in failed)
+    return USER_ERROR if mendable else FAILED
 
 
 def missing(plan: Plan) -> list[RunSpec]:
@@ -140,8 +143,16 @@ def write_suite(plan: Plan, request: Request) -> None:
 def _with_earlier(plan: Plan) -> list[RunSpec]:
     """This plan's trials and, in the tables' order, those that an earlier `--methods a,b` left in the folder.
 
-    An earlier run of the same method, backbone and seed but another recipe is superseded and left out.
+    An earlier run of another recipe, model or budget than the profile has now is left out: one table, one recipe.
     """
+    from bench.methods import METHODS, make_spec
+
+    def now(spec: RunSpec) -> RunSpec | None:
+        if spec.method not in METHODS:
+            return None
+        choice = plan.choice
+        return make_spec(choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash)
+
     specs = {(spec.method, spec.backbone, spec.seed): spec for spec in plan.specs}
     file = plan.folder / "suite.json"
     for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
@@ -149,7 +160,8 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
             spec = RunSpec.model_validate_json((plan.folder / run_id / "spec.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        specs.setdefault((spec.method, spec.backbone, spec.seed), spec)
+        if spec == now(spec):
+            specs.setdefault((spec.method, spec.backbone, spec.seed), spec)
     methods, backbones = plan.choice.suite.methods, plan.choice.profile.backbones
 
     def place(names: Sequence[str], name: str) -> int:
@@ -240,7 +252,12 @@ def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracke
     tags |= {"data": "phantom" if plan.splits and plan.splits.phantom else ", ".join(plan.splits.roots)}
     tags |= {"git_commit": git["commit"]} if git else {}
     params: dict[str, Any] = {"suite": choice.suite.name, "profile": choice.profile.name}
-    yield uri, Tracker(uri, key, plan.folder.name, tags, params)
+    tracker = Tracker(uri, key, plan.folder.name, tags, params)
+    try:
+        yield uri, tracker
+    finally:
+        if not tracker.finished:  # stopped, or an error on the way
+            tracker.finish("KILLED")
 
 
 def _train(
@@ -264,6 +281,7 @@ def _train(
     # a failed trial gets another try, and must not be shown as failed until it has had it
     for spec in todo:
         (plan.folder / spec.run_id / "progress.json").unlink(missing_ok=True)
+        mark_interrupted(plan.folder / spec.run_id, ("running", "failed"))
     with Display(console, plan.folder, plan.specs, expected, count, title):
         if request.executor == "local":
             tuning.run_trials_here(todo, plan.folder, uri, parent_id)

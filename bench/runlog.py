@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from bench.atomic import write_json
+from bench.atomic import write_json, write_text
 
 PROGRESS_INTERVAL = 1.0  # seconds between two writes of progress.json
 
@@ -42,6 +42,8 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._history = run_dir / "history.jsonl"
         self._seen = self._read_back()
+        self._sent = {step: set(names) for step, names in self._seen.items()}  # by earlier starts
+        self._appended = False  # has this start of the trial written a line yet
 
     def progress(self, phase: str, step: int, total: int) -> None:
         """Writes progress.json, at most once a second, and always where a phase begins or ends."""
@@ -56,10 +58,14 @@ class RunLog:
     def metrics(self, step: int, **values: float) -> None:
         """Appends a line to history.jsonl and hands it to the tracker.
 
-        A value that the file already holds for this step is dropped: a restarted trial repeats its first
-        steps, and a curve must not get a second point there.
+        A restarted trial that begins at an earlier step than the file ends with has thrown its former steps away:
+        so are their lines. A value that the file already holds for this step is dropped, and the tracker, which
+        cannot forget, gets no point that an earlier start of the trial has sent: no curve has two at one step.
         """
         step = int(step)
+        if not self._appended:
+            self._forget_from(step)
+            self._appended = True
         known = self._seen.setdefault(step, set())
         numbers = {name: float(value) for name, value in values.items()}
         self._remember(numbers)
@@ -73,7 +79,10 @@ class RunLog:
         with self._history.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
         if self.tracker is not None:
-            self.tracker.log(step, {name: value for name, value in fresh.items() if math.isfinite(value)})
+            sent = self._sent.get(step, set())
+            points = {name: value for name, value in fresh.items() if math.isfinite(value) and name not in sent}
+            if points:
+                self.tracker.log(step, points)
         self._write(time.time())
 
     def _remember(self, numbers: dict[str, float]) -> None:
@@ -99,6 +108,15 @@ class RunLog:
             "best_val_dice": self.best_val_dice,
         }
         write_json(self.run_dir / "progress.json", state, durable=False)
+
+    def _forget_from(self, step: int) -> None:
+        """Takes the lines of `step` and later ones out of the file."""
+        if not any(known >= step for known in self._seen):
+            return
+        lines = self._history.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        write_text(self._history, "".join(kept))
+        self._seen = {known: names for known, names in self._seen.items() if known < step}
 
     def _read_back(self) -> dict[int, set[str]]:
         """Which values of which step the file holds. A torn last line (killed while writing) is cut off."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -106,3 +106,14 @@ class RunSpec(Frozen):
         """A folder name one can read: method, backbone, seed, hash."""
         parts = [self.method, self.backbone, f"seed{self.seed}", self.hash]
         return "-".join(part for part in parts if part != "-")
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"recipe": {"steps": 4}} -> {"recipe.steps": 4}; None is left out."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        elif item is not None:
+            flat[prefix + name] = item
+    return flat

@@ -96,6 +96,7 @@ class Tracker:
         """
         self.uri = uri
         self.run_id: str | None = None
+        self.finished = False
         self._name, self._key = name, key
         self._tags = {"bench_key": key, **(tags or {})}
         if parent:
@@ -155,6 +156,7 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """Sends the rest and ends the run: status is FINISHED, FAILED or KILLED."""
+        self.finished = True
         self._retry_at = 0.0
         self.flush()
         self._guard(lambda: self._client.set_terminated(self.run_id, status))
@@ -197,14 +199,3 @@ class Tracker:
 
 def _strings(values: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"recipe": {"steps": 4}} -> {"recipe.steps": 4}: a spec as MLflow parameters; None is left out."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            flat |= flatten(item, f"{prefix}{name}.")
-        elif item is not None:
-            flat[prefix + name] = item
-    return flat

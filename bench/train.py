@@ -153,7 +153,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """Weight decay on matrices and kernels only: not on biases, norms and embeddings' single rows."""
+    """Weight decay on matrices, kernels and embeddings: not on biases and norms."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]

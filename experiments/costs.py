@@ -28,7 +28,7 @@ class TrainedCost:
 class NnunetCost:
     """nnU-Net: one expert per (data set, object)."""
 
-    startup: float  # s: planning and preprocessing, once
+    startup: float  # s: imports and the first plan
     expert_startup: float  # s per expert: process, network, plan
     prepare_image: float  # s per training image and expert
     train_patch: float  # s per patch of an iteration, at the reference size

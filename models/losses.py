@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def _dice_loss() -> nn.Module:
     from monai.losses import DiceLoss  # seconds to import, so not before the first loss
 
-    # squared denominators, one Dice per mask; an empty target then costs little when nothing is predicted
+    # squared denominators and one Dice per mask, as the authors'
     return DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=1e-5, smooth_dr=1e-5)
 
 

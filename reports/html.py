@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
+from bench.spec import flatten
 from reports.load import Run, SuiteResults
 from reports.tables import Table, to_html
 
@@ -61,17 +61,8 @@ def environment_lines(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, in
     """(key, [(value, number of runs with it), ...]) over all env.json, nested keys joined by dots."""
     seen: dict[str, dict[str, int]] = {}
     for run in runs:
-        for key, value in _flatten(run.env):
+        for key, item in flatten(run.env).items():
+            value = item if isinstance(item, str) else json.dumps(item)
             counts = seen.setdefault(key, {})
             counts[value] = counts.get(value, 0) + 1
     return [(key, list(counts.items())) for key, counts in seen.items()]
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, dict):
-            lines += _flatten(item, f"{prefix}{key}.")
-        else:
-            lines.append((f"{prefix}{key}", item if isinstance(item, str) else json.dumps(item)))
-    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,11 @@ class Bootstrap:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """(G, R) standard deviation over the draws."""
-        return self.draws.std(axis=0, ddof=1)
+        """(G, R) standard deviation over the draws that have a mask of the group; NaN where fewer than half do."""
+        there = np.isfinite(self.draws)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a row with a gap: no draw at all
+            return np.where(there.mean(axis=0) > 0.5, np.nanstd(self.draws, axis=0, ddof=1), np.nan)
 
 
 def cluster_bootstrap(scores: Scores, groups: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
@@ -77,7 +81,7 @@ def differences(
         line = {"label": row.label, "reference": rows[other].label}
         for name, group in names.items():
             drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, other]
-            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             line[name] = bootstrap.estimate[group, place] - bootstrap.estimate[group, other]
             line[f"{name}_low"], line[f"{name}_high"] = low, high
         lines.append(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ def _write(samples: Sequence[Sample], size: int, offsets: np.ndarray, folder: Pa
         name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", np.uint8, shape)
         for name, shape in shapes.items()
     }
+    for name in arrays:
+        # the files are sparse until written: on a full disk a write to the map would kill the process
+        with (temporary / f"{name}.npy").open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
     for row, sample in enumerate(samples):
         arrays["images"][row] = image_to_square(load_image(sample.image_file), size)
         for place, target in enumerate(sample.targets, start=offsets[row]):

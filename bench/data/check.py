@@ -34,11 +34,12 @@ def check_sample(sample: Sample) -> list[Problem]:
     def problem(file: Path, what: str, fix: str) -> Problem:
         return Problem(sample.dataset, str(file), what, fix)
 
+    problems = []
+    size = (sample.height, sample.width)
     try:
         size = load_image(sample.image_file).shape[:2]
     except UserError as error:
-        return [_unreadable(sample, sample.image_file, error)]
-    problems = []
+        problems.append(_unreadable(sample, sample.image_file, error))
     if size != (sample.height, sample.width):
         stated = f"{sample.height} x {sample.width}"
         problems.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class _Reading:
     root: Path
     phantom: bool = False
     samples: dict[str, list[Sample]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    patients: dict[str, set[str]] = field(default_factory=lambda: {split: set() for split in SPLITS})  # as named
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, file: Path, problem: str, fix: str) -> None:
@@ -90,8 +92,7 @@ def read_layout(folder: Path) -> tuple[Dataset, list[Problem]]:
     reading = _Reading(folder.name, folder.resolve())
     for split in SPLITS:
         _read_split(reading, split)
-    train, test = ({s.patient for s in reading.samples[split]} for split in SPLITS)
-    for patient in sorted(train & test):
+    for patient in sorted(set.intersection(*reading.patients.values())):
         reading.problem(
             folder, f"patient '{patient}' is in train and in test", "move all of a patient's images to one side"
         )
@@ -104,33 +105,35 @@ def _read_split(reading: _Reading, split: str) -> None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         images, annotations = content["images"], content["annotations"]
-        image_rows = {row["id"]: row for row in images}
-        pairs = [(image_rows.get(row["image_id"]), row) for row in annotations]
-        sizes = {row["id"]: (int(row["height"]), int(row["width"])) for row in images}
+        rows = [(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"])) for row in images]
+        files = {number: name for number, name, _, _ in rows}
+        pairs = [(files.get(row["image_id"]), row, _phrases(row)) for row in annotations]
     except FileNotFoundError:
         return reading.problem(file, "missing", "write it as the README's data format says")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return reading.problem(file, f"not valid JSON ({error})", "write it again")
-    except (KeyError, TypeError, ValueError) as error:
-        return reading.problem(
-            file, f"no usable {error}", "it needs 'images' (id, file_name, height, width) and 'annotations'"
-        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        needed = "'images' (id, file_name, height, width) and 'annotations' (image_id, mask_file, sentences: [{raw}])"
+        return reading.problem(file, f"no usable {error}", f"it needs {needed}")
     info = content.get("info")
     reading.phantom |= isinstance(info, dict) and "phantom" in info
 
+    for what, values in (("id", [row[0] for row in rows]), ("image name", [Path(row[1]).stem for row in rows])):
+        for value, count in Counter(values).items():
+            if count > 1:
+                reading.problem(file, f"{count} images have the {what} '{value}'", "give each its own")
+
     targets: dict[str, list[Target]] = {}
     patients: dict[str, set[str]] = {}
-    for image, row in pairs:
-        if image is None:
+    for name, row, prompts in pairs:
+        if name is None:
             reading.problem(file, f"annotation {row.get('id')} names no image", "mend its image_id")
             continue
-        name = str(image["file_name"])
         mask_file = _inside(reading, file, f"{split}_mask", row.get("mask_file"))
         if mask_file is None:
             continue
         stem = Path(name).stem
         label = row.get("object") or mask_file.stem.removeprefix(stem + "_").replace("+", " ")
-        prompts = tuple(str(s["raw"]).strip() for s in row.get("sentences") or [] if s.get("raw"))
         if not prompts:
             reading.problem(file, f"annotation of {mask_file.name} has no sentence", "add sentences: [{'raw': ...}]")
             continue
@@ -138,23 +141,29 @@ def _read_split(reading: _Reading, split: str) -> None:
             reading.problem(file, f"'{label}' is annotated twice in {name}", "keep one mask per object")
             continue
         targets.setdefault(name, []).append(Target(str(label), prompts, mask_file))
-        # without a patient every image is a unit of its own
-        patients.setdefault(name, set()).add(str(row.get("patient") or stem))
+        if row.get("patient") not in (None, ""):
+            patients.setdefault(name, set()).add(str(row["patient"]))
 
-    if not images:
-        reading.problem(file, "no images", "a data set needs at least one image on each side")
-    for row in images:
-        name = str(row["file_name"])
+    if not targets:
+        reading.problem(file, "no image has an annotation", "a data set needs at least one on each side")
+    for _, name, height, width in rows:
         image_file = _inside(reading, file, split, name)
-        if image_file is None or name not in targets:
+        if image_file is None or name not in targets:  # an image without a target is of no use here
             continue
-        if len(patients[name]) > 1:
+        named = patients.get(name, set())
+        if len(named) > 1:
             reading.problem(file, f"{name} has several patients", "an image belongs to one patient")
-        height, width = sizes[row["id"]]
-        patient = min(patients[name])
+        reading.patients[split] |= named
+        stem = Path(name).stem
+        # without a patient every image is a unit of its own
+        patient = min(named) if named else f"{split}/{stem}"
         reading.samples[split].append(
-            Sample(reading.name, Path(name).stem, patient, image_file, height, width, tuple(targets[name]))
+            Sample(reading.name, stem, patient, image_file, height, width, tuple(targets[name]))
         )
+
+
+def _phrases(annotation: dict) -> tuple[str, ...]:
+    return tuple(str(s["raw"]).strip() for s in annotation.get("sentences") or [] if s.get("raw"))
 
 
 def _inside(reading: _Reading, json_file: Path, folder: str, name: object) -> Path | None:
@@ -176,6 +185,8 @@ def _inside(reading: _Reading, json_file: Path, folder: str, name: object) -> Pa
 def load_image(file: Path) -> np.ndarray:
     """(H, W, 3) uint8; grey images are repeated. Raises UserError naming an unreadable file."""
     with _opened(file) as image:
+        if image.mode[0] in "IF":
+            raise UserError(f"{file}: cannot be read as an image (more than 8 bits a channel); scale it to 0..255")
         return np.asarray(image.convert("RGB"))
 
 

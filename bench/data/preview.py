@@ -31,7 +31,7 @@ def preview(folder: Path, out: Path, count: int = 12) -> Path:
     figure.suptitle(f"{dataset.name} ({kind})")
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, format="png")
     plt.close(figure)
     return out
 

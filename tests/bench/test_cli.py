@@ -67,11 +67,13 @@ def test_every_command_explains_itself_with_an_example(command):
         (("run", "--data", "nowhere"), "nowhere"),
         (("report", "nothing"), "error: no suite.json in nothing: "),
         (("data", "check", "nowhere"), "nowhere"),
+        (("run", "--name", ".."), "error: --name '..' cannot be a folder of"),
+        (("run", "--runs-dir", __file__), f"error: {__file__} is a file"),
         (("ui",), "mlflow.db does not exist: start with `bench run`"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_2(tmp_path, words, message):
-    runs = () if words[0] == "data" else ("--runs-dir", tmp_path / "runs")
+    runs = () if words[0] == "data" or "--runs-dir" in words else ("--runs-dir", tmp_path / "runs")
     done = bench(*words, *runs, MLFLOW_TRACKING_URI="")
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.startswith("error: ")

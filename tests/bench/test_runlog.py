@@ -26,25 +26,32 @@ def history(run_dir):
     return [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
 
 
-def test_a_restarted_trial_adds_only_what_is_new(tmp_path):
+def test_a_restarted_trial_replaces_the_steps_it_repeats(tmp_path):
     first = RunLog(tmp_path, Sink())
     first.metrics(10, train_loss=1.0)
-    first.metrics(10, val_loss=2.0, val_dice=0.4)
-    first.metrics(20, train_loss=0.9)
+    first.metrics(20, val_loss=2.0, val_dice=0.4)
+    first.metrics(30, train_loss=0.9)
     again = RunLog(tmp_path, sink := Sink())
-    for step, loss in ((10, 1.0), (20, 0.9), (30, 0.8)):
+    for step, loss in ((20, 0.95), (30, 0.85), (40, 0.8)):
         again.metrics(step, train_loss=loss)
-    again.metrics(20, val_dice=0.3)
+    again.metrics(30, val_dice=0.3)
+    again.metrics(30, val_dice=0.2)  # told twice: the first stays
     rows = [{name: value for name, value in row.items() if name != "time"} for row in history(tmp_path)]
     assert rows == [
         {"step": 10, "train_loss": 1.0},
-        {"step": 10, "val_loss": 2.0, "val_dice": 0.4},
-        {"step": 20, "train_loss": 0.9},
-        {"step": 30, "train_loss": 0.8},
-        {"step": 20, "val_dice": 0.3},
+        {"step": 20, "train_loss": 0.95},
+        {"step": 30, "train_loss": 0.85},
+        {"step": 40, "train_loss": 0.8},
+        {"step": 30, "val_dice": 0.3},
     ]
-    assert sink.points == [(30, "train_loss", 0.8), (20, "val_dice", 0.3)]
-    assert again.best_val_dice == 0.4  # of the first start, read back
+    # what the first start has sent stays sent, once
+    assert sink.points == [(20, "train_loss", 0.95), (40, "train_loss", 0.8), (30, "val_dice", 0.3)]
+
+
+def test_a_trial_that_goes_on_keeps_what_was_there(tmp_path):
+    RunLog(tmp_path).metrics(10, train_loss=1.0)
+    RunLog(tmp_path).metrics(20, train_loss=0.9)
+    assert [row["step"] for row in history(tmp_path)] == [10, 20]
 
 
 def test_a_torn_last_line_is_cut_off_and_its_step_is_logged_again(tmp_path):
@@ -93,7 +100,10 @@ def test_however_often_it_is_restarted_no_point_is_there_twice(tmp_path_factory,
         log = RunLog(run_dir)
         for step, name in points:
             log.metrics(step, **{name: float(step)})
-    asked = {point for points in parts for point in points}
-    rows = history(run_dir) if asked else []
+    expected: set[tuple[int, str]] = set()
+    for points in parts:
+        if points:
+            expected = {(step, name) for step, name in expected if step < points[0][0]} | set(points)
+    rows = history(run_dir) if (run_dir / "history.jsonl").exists() else []
     there = [(row["step"], name) for row in rows for name in row if name not in ("step", "time")]
-    assert sorted(there) == sorted(asked)
+    assert sorted(there) == sorted(expected)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench import tracking
-from bench.tracking import Tracker, flatten, initialize_store, store_uri
+from bench.spec import flatten
+from bench.tracking import Tracker, initialize_store, store_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -81,7 +81,8 @@ def differences(
         line = {"label": row.label, "reference": rows[other].label}
         for name, group in names.items():
             drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, other]
-            low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            drawn = drawn[np.isfinite(drawn)]
+            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(drawn) else (np.nan, np.nan)
             line[name] = bootstrap.estimate[group, place] - bootstrap.estimate[group, other]
             line[f"{name}_low"], line[f"{name}_high"] = low, high
         lines.append(line)

@@ -73,8 +73,10 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
 
 
 def curves(results: SuiteResults, phantom: bool) -> bytes:
-    """PNG of train loss and validation Dice against training step, one line per run, from history.jsonl.
+    """PNG of train loss and validation Dice over the training, one line per run, from history.jsonl.
 
+    Across: the share of the run's steps, so that runs of very different numbers of steps can be read side by side
+    (nnU-Net's experts train one after the other, and each begins anew; its loss is its own).
     Points of equal step are averaged: a run resumed after a kill repeats some. Train loss is a running mean
     over a fiftieth of its points, drawn over the raw values. `val_dice` is a fraction in the history and
     percent here.
@@ -101,10 +103,10 @@ def curves(results: SuiteResults, phantom: bool) -> bytes:
                 marker=MARKERS[place % len(MARKERS)], **style,
             )  # fmt: skip
         drawn = drawn or len(loss) > 0 or len(dice) > 0
-    panels[0].set_ylabel("train loss")
+    panels[0].set_ylabel("train loss (each method's own)")
     panels[1].set_ylabel("validation Dice, %")
     for axes in panels:
-        axes.set_xlabel("training step")
+        axes.set_xlabel("share of the run's training, %")
     _finish(figure, list(panels), "Training curves", phantom, drawn)
     return _png(figure)
 
@@ -249,7 +251,9 @@ def _curve(run: Run, name: str) -> pd.Series:
     if name not in run.history:
         return pd.Series(dtype="float64")
     points = run.history[["step", name]].apply(pd.to_numeric, errors="coerce").dropna()
-    return points.groupby("step")[name].mean()
+    curve = points.groupby("step")[name].mean()
+    curve.index = 100 * curve.index / max(run.history["step"].max(), 1)
+    return curve
 
 
 def _finish(figure: Figure, panels: list[Axes], title: str, phantom: bool, drawn: bool) -> None:

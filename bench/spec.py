@@ -109,11 +109,11 @@ class RunSpec(Frozen):
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"recipe": {"steps": 4}} -> {"recipe.steps": 4}; None is left out."""
+    """{"recipe": {"steps": 4}} -> {"recipe.steps": 4}."""
     flat: dict[str, Any] = {}
     for name, item in value.items():
         if isinstance(item, dict):
             flat |= flatten(item, f"{prefix}{name}.")
-        elif item is not None:
+        else:
             flat[prefix + name] = item
     return flat

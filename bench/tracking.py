@@ -198,4 +198,4 @@ class Tracker:
 
 
 def _strings(values: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}
+    return {name: str(value) for name, value in values.items() if value is not None}

@@ -156,5 +156,5 @@ def test_two_processes_may_make_the_store_at_once(tmp_path):
         assert len(points(client, run, "loss")) == 20
 
 
-def test_flatten_names_nested_values_by_their_path_and_leaves_out_none():
-    assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": "x"}) == {"a.b.c": 1, "e": "x"}
+def test_flatten_names_nested_values_by_their_path():
+    assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": "x"}) == {"a.b.c": 1, "a.d": None, "e": "x"}

@@ -91,6 +91,8 @@ def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, squares):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # tests that run in the background of a shell inherit "ignore SIGINT", and so would the driver
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.time() + 120
     while run_state(folder / spec.run_id)["state"] != "running" and driver.poll() is None:

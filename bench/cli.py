@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.errors import UserError
+from bench.errors import UserError, full_disk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -277,9 +277,8 @@ def main() -> None:
     except UserError as error:
         _die(str(error))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = f" while writing {error.filename}" if error.filename else ""
-            _die(f"no space left on device{where}: free some and run the same command again")
+        if message := full_disk(error):
+            _die(message)
         if error.errno not in UNUSABLE or not error.filename:
             raise
         _die(f"{error.filename} cannot be used ({error.strerror}): name another file or folder")

@@ -1,6 +1,7 @@
 """The one exception that is a message to the user rather than a bug."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -14,3 +15,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
     return UserError(f"unknown {kind} '{name}': {hint}")
+
+
+def full_disk(error: BaseException) -> str | None:
+    """The message for an OSError that says that there is no space left; None for any other error."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        return None
+    where = f" while writing {error.filename}" if error.filename else ""
+    return f"no space left on device{where}: free some and run the same command again"

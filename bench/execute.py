@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import time
 import traceback
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.atomic import read_json, write_json, write_text
-from bench.errors import UserError
+from bench.errors import UserError, full_disk
 from bench.interface import Log, Method, Prediction, Sample
 from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
 from bench.runlog import RunLog
@@ -78,7 +77,7 @@ def execute(spec: RunSpec, suite_dir: Path, tracking_uri: str | None = None, par
             status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker)
     except Exception as error:
         # what the user can mend: a mistake in the data or options, or a full disk
-        mendable = isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC
+        mendable = isinstance(error, UserError) or full_disk(error) is not None
         status |= {"state": "failed", "error": _one_line(error), "user_error": mendable}
         # a full disk must not hide the reason: the status is the shorter of the two, and written in any case
         with contextlib.suppress(OSError):
@@ -245,8 +244,8 @@ def _relative(file: Path, root: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        return "no space left on device: free some and run the same command again"
+    if message := full_disk(error):
+        return message
     text = " ".join(str(error).split())
     return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"[:500]
 

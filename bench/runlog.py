@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -113,9 +114,8 @@ class RunLog:
         """Takes the lines of `step` and later ones out of the file."""
         if not any(known >= step for known in self._seen):
             return
-        lines = self._history.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] < step]
-        write_text(self._history, "".join(kept))
+        kept = [line for line, row in self._rows() if row["step"] < step]
+        write_text(self._history, "".join(f"{line}\n" for line in kept))
         self._seen = {known: names for known, names in self._seen.items() if known < step}
 
     def _read_back(self) -> dict[int, set[str]]:
@@ -128,13 +128,18 @@ class RunLog:
         if len(whole) < len(data):
             with self._history.open("r+b") as handle:
                 handle.truncate(len(whole))
-        for line in whole.decode("utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                step = int(row["step"])
-            except (ValueError, KeyError, TypeError):
-                continue
+        for _, row in self._rows():
             names = {name for name in row if name not in ("step", "time")}
-            seen.setdefault(step, set()).update(names)
+            seen.setdefault(int(row["step"]), set()).update(names)
             self._remember({name: row[name] for name in names if isinstance(row[name], (int, float))})
         return seen
+
+    def _rows(self) -> Iterator[tuple[str, dict]]:
+        """The lines of the history that can be read, each with its content."""
+        for line in self._history.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                int(row["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            yield line, row

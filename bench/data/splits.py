@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Splits:
     seed: int
     val_fraction: float
 
-    @property
+    @cached_property  # it reads the end of every file
     def hash(self) -> str:
         """The first 12 hex digits of a SHA-256 over names, patients, sizes, prompts and the files' fingerprints."""
         digest = hashlib.sha256()

@@ -54,6 +54,14 @@ def test_a_trial_that_goes_on_keeps_what_was_there(tmp_path):
     assert [row["step"] for row in history(tmp_path)] == [10, 20]
 
 
+def test_a_line_that_cannot_be_read_does_not_stop_a_restart(tmp_path):
+    RunLog(tmp_path).metrics(10, train_loss=1.0)
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write("not json\n")
+    RunLog(tmp_path).metrics(10, train_loss=0.5)
+    assert [(row["step"], row["train_loss"]) for row in history(tmp_path)] == [(10, 0.5)]
+
+
 def test_a_torn_last_line_is_cut_off_and_its_step_is_logged_again(tmp_path):
     RunLog(tmp_path).metrics(1, train_loss=1.0)
     with (tmp_path / "history.jsonl").open("a") as handle:

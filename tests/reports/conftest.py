@@ -203,11 +203,9 @@ def build():
 
 
 @pytest.fixture
-def published() -> dict[str, Path]:
+def published(shared) -> dict[str, Path]:
     """Data set name -> folder of the published per-mask results."""
-    root = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "biomedparse_results"
-    if not root.is_dir():
-        pytest.skip(f"{root} is absent")
+    root = shared / "data" / "biomedparse_results"
     msd = {"Lung": "Task06_Lung", "Pancreas": "Task07_Pancreas"}
     msd |= {"HepaticVessel": "Task08_HepaticVessel", "Colon": "Task10_Colon"}
     folders = {

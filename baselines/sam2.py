@@ -46,7 +46,7 @@ class Sam2(nn.Module):
     ) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, P prompts, (P,) int64 -> logits (P, H / 4, W / 4)."""
         features = self.image_encoder(images)
-        maps = (features.visual[1], features.visual[2], features.semantic)
+        maps = (features.visual[1], features.visual[2], features.semantic.map())
         embedding, stride8, stride4 = (p(m) for p, m in zip(self.projections, maps, strict=True))
         grid = embedding.shape[-2:]
         high_resolution = [self.mask_decoder.conv_s0(stride4), self.mask_decoder.conv_s1(stride8)]

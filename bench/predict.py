@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.data.dataset import load_image
@@ -23,8 +24,9 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         precision = "bf16" if _has_bf16(device) else "fp32"
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"))
-        if device.type == "cpu" and precision == "bf16":
-            # torch's fused CPU attention is slower in bf16 than its plain one: a training step takes 1.3 x as long
+        if device.type == "cpu" and precision == "bf16" and torch.is_grad_enabled():
+            # the backward pass of torch's fused CPU attention is slow in bf16 on short sequences, such as windows: a
+            # training step takes 1.3 x as long as with the plain one
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
@@ -40,6 +42,20 @@ def generator_for(image_id: str, seed: int, device: torch.device) -> torch.Gener
     return torch.Generator(device).manual_seed(zlib.crc32(image_id.encode()) + (seed << 32))
 
 
+def predict_logits(
+    model: nn.Module, square: np.ndarray, prompts: Sequence[str], precision: str, generator: torch.Generator, **hooks
+) -> Tensor:
+    """One image (S, S, 3) uint8 in the square frame and its P prompts, all together -> logits (P, s, s).
+
+    `hooks` are further arguments of the model's forward (BoltzFormer's `choose`).
+    """
+    device = next(model.parameters()).device
+    images = torch.from_numpy(square.copy()).permute(2, 0, 1)[None].to(device).float()
+    image_index = torch.zeros(len(prompts), dtype=torch.int64, device=device)
+    with torch.inference_mode(), autocast(device, precision):
+        return model(images, list(prompts), image_index, generator=generator, **hooks)
+
+
 def predict_samples(
     model: nn.Module, samples: Iterable[Sample], image_size: int, precision: str, seed: int, log: Log
 ) -> Iterator[Prediction]:
@@ -51,16 +67,11 @@ def predict_samples(
     samples = list(samples)
     model.eval()
     for done, sample in enumerate(samples):
-        image = torch.from_numpy(image_to_square(load_image(sample.image_file), image_size).copy())
+        square = image_to_square(load_image(sample.image_file), image_size)
         prompts = [target.prompts[0] for target in sample.targets]
         start = time.perf_counter()
-        with torch.inference_mode(), autocast(device, precision):
-            logits = model(
-                image.permute(2, 0, 1)[None].to(device).float(),
-                prompts,
-                torch.zeros(len(prompts), dtype=torch.int64, device=device),
-                generator=generator_for(sample.image_id, seed, device),
-            )
+        generator = generator_for(sample.image_id, seed, device)
+        logits = predict_logits(model, square, prompts, precision, generator)
         masks = masks_from_logits(logits, sample.height, sample.width)
         seconds = (time.perf_counter() - start) / len(prompts)
         for target, mask in zip(sample.targets, masks, strict=True):

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.gathered import gathered_attention, token_sets
+from models.position import sine_position, sine_tables
 
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)  # (..., n, d) -> (..., heads, n, d / heads)
+Path = Literal["projected", "union", "absorbed", "gathered"]
 
 
 class CrossAttention(nn.Module):
     """Queries attend to the kept tokens of their image; residual and LayerNorm around it (step 2 of 3.2.2).
 
-    The plain path: keys and values of all tokens, a boolean mask. Projected once per image, not once per prompt.
+    One function, computed in the form that costs least for the call (`cheapest_path`); the forms agree to rounding:
+
+    - projected: keys and values of all tokens, a boolean mask.
+    - union: the same on the tokens that any query of any prompt keeps.
+    - absorbed: no token is projected. q . (W_K x) = (W_K^T q) . x and sum_t w_t W_V x_t = W_V sum_t w_t x_t, so the
+      h absorbed queries of width d read the features as they are.
+    - gathered: absorbed, and each query reads its own tokens only.
+
+    Attention weights are not materialised beyond the kept tokens.
     """
 
     def __init__(self, width: int, heads: int):
@@ -27,28 +39,121 @@ class CrossAttention(nn.Module):
         for projection in (self.query, self.key, self.value, self.output):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
+        # q . b_K is the same for all tokens and drops out of the softmax; the bias is there for published weights
+        self.key.bias.requires_grad_(False)
 
     def forward(
         self,
         queries: Tensor,
         query_position: Tensor,
         features: Tensor,
-        feature_position: Tensor,
+        grid: tuple[int, int],
+        level: Tensor,
         image_index: Tensor,
         keep: Tensor | None,
+        path: Path | None = None,
     ) -> Tensor:
         """One update of the queries.
 
-        queries: (P, m, d); query_position: (m, d); features: (B, N, d) of each image; feature_position: (N, d),
-        added to the keys only; image_index: (P,); keep: (P, m, N) bool, True = attend, or None for all.
-        Returns (P, m, d).
+        queries: (P, m, d); query_position: (m, d); features: (B, H * W, d) of each image; grid: (H, W), whose sine
+        position is added to the keys only; level: (d,), added to every feature (it drops out of the keys as their
+        bias does); image_index: (P,); keep: (P, m, H * W) bool, True = attend, no row empty, or (P, h, m, H * W)
+        where heads differ (always projected), or None for all. Returns (P, m, d).
         """
-        q = _split_heads(self.query(queries + query_position), self.heads)
-        k = _split_heads(self.key(features + feature_position), self.heads)[image_index]
-        v = _split_heads(self.value(features), self.heads)[image_index]
-        mask = None if keep is None else keep[:, None]  # one attention set per query, shared by its heads
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.norm(queries + self.output(attended.transpose(1, 2).flatten(2)))
+        query = self.query(queries + query_position).unflatten(-1, (self.heads, -1))
+        value_bias = self.value.bias + self.value.weight @ level  # weights sum to 1: what is added once per token
+        if keep is not None and keep.ndim == 4:
+            path = "projected"
+        counts = None if keep is None or features.is_cuda else keep.sum(-1)  # reading sizes would wait for the GPU
+        if path is None:
+            path = cheapest_path(query, features, counts)
+        if path == "union" and keep is not None:
+            features, keep, place = _union(features, grid, image_index, keep)
+            attended = self._projected(query, features, place, value_bias, image_index, keep)
+        elif path in ("projected", "union"):
+            place = sine_position(*grid, features.shape[-1], features.device)
+            attended = self._projected(query, features, place, value_bias, image_index, keep)
+        else:
+            absorbed = torch.einsum("pmhc,hcd->pmhd", query, self._per_head(self.key)) / math.sqrt(query.shape[-1])
+            if path == "absorbed" or keep is None:
+                mixed = self._absorbed(absorbed, features, grid, image_index, keep)
+            else:
+                mixed = self._gathered(absorbed, features, grid, image_index, keep, counts)
+            attended = torch.einsum("pmhd,hcd->pmhc", mixed, self._per_head(self.value)).flatten(2) + value_bias
+        return self.norm(queries + self.output(attended))
+
+    def _per_head(self, projection: nn.Linear) -> Tensor:
+        return projection.weight.unflatten(0, (self.heads, -1))  # (h, c, d)
+
+    def _projected(self, query, features, place, value_bias, image_index, keep) -> Tensor:
+        """(P, m, h, c) -> (P, m, d) with the keys and values of all tokens."""
+        key = F.linear(features + place.to(features.dtype), self.key.weight).unflatten(-1, (self.heads, -1))
+        value = F.linear(features, self.value.weight, value_bias).unflatten(-1, (self.heads, -1))
+        key, value = key.transpose(1, 2), value.transpose(1, 2)  # (B, h, N, c)
+        prompts, queries = query.shape[:2]
+        if keep is not None:
+            keep = keep if keep.ndim == 4 else keep[:, None]  # one attention set per query, shared by its heads
+        if len(features) == 1:  # all prompts read the same tokens: more queries, not more copies of the tokens
+            query = query.flatten(0, 1)[None]
+            keep = None if keep is None else keep.transpose(0, 1).flatten(1, 2)[None]
+        else:
+            key, value = key[image_index], value[image_index]
+        attended = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=keep)
+        return attended.transpose(1, 2).flatten(2).reshape(prompts, queries, -1)
+
+    def _absorbed(self, absorbed, features, grid, image_index, keep) -> Tensor:
+        """(P, m, h, d) -> (P, m, h, d): the features themselves are keys and values, of one wide head."""
+        place = sine_position(*grid, features.shape[-1], features.device)
+        key, value = (features + place.to(features.dtype))[:, None], features[:, None]
+        query = absorbed.flatten(1, 2)[:, None]  # (P, 1, m * h, d)
+        if keep is not None:
+            keep = keep.repeat_interleave(self.heads, dim=1)[:, None]
+        if len(features) == 1:
+            query = query.flatten(0, 2)[None, None]
+            keep = None if keep is None else keep.flatten(0, 2)[None, None]
+        else:
+            key, value = key[image_index], value[image_index]
+        mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, attn_mask=keep, scale=1.0)
+        return mixed.reshape(absorbed.shape)
+
+    def _gathered(self, absorbed, features, grid, image_index, keep, counts) -> Tensor:
+        """(P, m, h, d) -> (P, m, h, d) from each query's own tokens; the sine position is a row plus a column term."""
+        counts = keep.sum(-1) if counts is None else counts
+        # bf16 products prepare a kernel per shape, which costs more than some more tokens
+        sets = token_sets(keep, image_index, counts, multiple=1 if features.dtype == torch.float32 else 128)
+        rows, columns = sine_tables(*grid, features.shape[-1], features.device)
+        absorbed = absorbed.flatten(0, 1)
+        half = rows.shape[1]
+        row_bias, column_bias = absorbed[..., :half] @ rows.T, absorbed[..., half:] @ columns.T
+        mixed = gathered_attention(absorbed, row_bias, column_bias, features, grid, sets)
+        return mixed.unflatten(0, keep.shape[:2])
+
+
+def _union(features: Tensor, grid: tuple[int, int], image_index: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, mask and position of the tokens that any query of any prompt keeps, on any image."""
+    kept = keep.flatten(0, 1).any(0).nonzero().flatten()
+    place = sine_position(*grid, features.shape[-1], features.device)
+    return features.index_select(1, kept), keep.index_select(2, kept), place.index_select(0, kept)
+
+
+def cheapest_path(query: Tensor, features: Tensor, counts: Tensor | None) -> Path:
+    """The form with the lowest estimated cost for queries (P, m, h, c) on features (B, N, d).
+
+    counts: (P, m) kept tokens, or None where all are kept, or where they are on a GPU and not to be waited for.
+    """
+    prompts, queries, heads, _ = query.shape
+    images, tokens, width = features.shape
+    rows = prompts * queries
+    costs: dict[Path, float] = {
+        "projected": 4 * images * tokens * width**2 + 4 * rows * tokens * width,
+        "absorbed": 4 * rows * heads * tokens * width,
+    }
+    if counts is not None:
+        costs["gathered"] = 4 * heads * int(counts.sum()) * width + rows * CALL
+    return min(costs, key=costs.get)
+
+
+CALL = 3e6
 
 
 class SelfAttention(nn.Module):

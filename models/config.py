@@ -29,6 +29,7 @@ class ModelConfig(BaseModel):
     text_prior: bool = True  # Eq. 4
     pigma: bool = True  # Fig. 3; without it the mask is the query ensemble, Eq. 7
     pigma_channels: int = 10  # c
+    compare_per_head: bool = False  # every head draws its own tokens, as in the authors' code: for comparison only
 
 
 FULL = ModelConfig()

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from models.attention import MLP, CrossAttention, FeedForward, SelfAttention
 from models.boltzmann import annealed_temperature, sample_tokens, threshold_tokens
 from models.config import ModelConfig
-from models.position import sine_position
+from models.semantic import SemanticMap
 
-# (layer, logits (P, m, N)) -> keep (P, m, N) bool, or None to attend to every token
+# (layer, logits (P, m, N)) -> keep (P, m, N) bool, or (P, heads, m, N), or None to attend to every token
 TokenChoice = Callable[[int, Tensor], Tensor | None]
 
 
 class Decoder(nn.Module):
-    """m latent queries per prompt that read the image where `attention` lets them, and become candidate masks."""
+    """m latent queries per prompt that read the image where `attention` lets them, and become mask embeddings."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -43,25 +43,27 @@ class Decoder(nn.Module):
             return None
         if config.attention == "threshold":
             return threshold_tokens(logits)
-        noise = torch.rand(logits.shape, device=logits.device, generator=generator)
+        shape = (logits.shape[0], config.heads, *logits.shape[1:]) if config.compare_per_head else logits.shape
+        noise = torch.rand(shape, device=logits.device, generator=generator)
+        logits = logits[:, None] if config.compare_per_head else logits
         temperature = annealed_temperature(config.temperature, layer)
         return sample_tokens(logits, temperature, config.sampling_ratio, noise)
 
     def forward(
         self,
         visual: list[Tensor],
-        semantic: Tensor,
+        semantic: SemanticMap,
         text: Tensor,
         text_padding: Tensor,
         image_index: Tensor,
         generator: torch.Generator | None = None,
         choose: TokenChoice | None = None,
     ) -> Tensor:
-        """Candidate masks of every query.
+        """The mask embedding of every query; its product with S is the query's mask.
 
-        visual: V at strides 32, 16, 8, each (B, d, h_s, w_s); semantic: S (B, d, h, w); text: (P, T, d);
+        visual: V at strides 32, 16, 8, each (B, d, h_s, w_s); semantic: S of the B images; text: (P, T, d);
         text_padding: (P, T) bool, True = not a token; image_index: (P,) int64; generator: the only source of
-        randomness; choose: replaces `choose_tokens` (figures and comparisons). Returns logits (P, m, h, w).
+        randomness; choose: replaces `choose_tokens` (figures and comparisons). Returns mu (P, m, d).
         """
         if choose is None:
             choose = lambda layer, logits: self.choose_tokens(layer, logits, generator)  # noqa: E731
@@ -75,27 +77,21 @@ class Decoder(nn.Module):
             queries, text = both[:, :queries_per_prompt], both[:, queries_per_prompt:]
             queries = self.prior_feed_forward(queries)
 
-        # Bilinear resizing is linear, so S is resized once per scale instead of each layer's mu . S.
-        scales = []
-        for level, features in enumerate(visual):
-            grid = features.shape[-2:]
-            tokens = features.flatten(2).transpose(1, 2) + self.level.weight[level]
-            field = F.interpolate(semantic.detach(), size=grid, mode="bilinear", align_corners=False)
-            place = sine_position(*grid, features.shape[1], features.device)
-            scales.append((tokens, field.flatten(2)[image_index], place))
-
+        tokens = [features.flatten(2).transpose(1, 2).contiguous() for features in visual]
         for layer in range(self.config.layers):
-            tokens, field, place = scales[layer % len(scales)]
+            level = layer % len(visual)
+            grid = visual[level].shape[-2:]
             keep = None
             if self.config.attention != "full":
                 with torch.no_grad():
-                    keep = choose(layer, self.embed(queries) @ field)
-            queries = self.cross_attention[layer](queries, self.query_position.weight, tokens, place, image_index, keep)
+                    keep = choose(layer, semantic.logits_on(grid, self.embed(queries), image_index))
+            queries = self.cross_attention[layer](
+                queries, self.query_position.weight, tokens[level], grid, self.level.weight[level], image_index, keep
+            )
             both = self.self_attention[layer](torch.cat((queries, text), dim=1), position, padding)
             queries, text = both[:, :queries_per_prompt], both[:, queries_per_prompt:]
             queries = self.feed_forward[layer](queries)
-
-        return (self.embed(queries) @ semantic.flatten(2)[image_index]).unflatten(-1, semantic.shape[-2:])
+        return self.embed(queries)
 
     def embed(self, queries: Tensor) -> Tensor:
         """mu = MLP(q), Eq. 3: (P, m, d) -> (P, m, d)."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.position import sine_position
+from models.semantic import SemanticMap
 
 
 class ConvBlock(nn.Sequential):
@@ -50,20 +51,21 @@ class PixelDecoder(nn.Module):
         self.outputs = nn.ModuleList(ConvBlock(width, width, 3) for _ in range(steps))
         self.mask_features = nn.Conv2d(width, width, 3, padding=1) if finest == 4 else None
 
-    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """Backbone maps of strides 4, 8, 16, 32 -> ([V32, V16, V8], S), all (B, width, H / s, W / s).
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], SemanticMap | None]:
+        """Backbone maps of strides 4, 8, 16, 32 -> ([V32, V16, V8], S), V (B, width, H / s, W / s).
 
         The list ends at `finest`, and S is None unless that is 4.
         """
         coarse = self.input_projection(maps[3])
-        batch, width, rows, columns = coarse.shape
+        rows, columns = coarse.shape[2:]
+        width = coarse.shape[1]
         tokens = coarse.flatten(2).transpose(1, 2)
         position = sine_position(rows, columns, width, coarse.device)
         for layer in self.encoder:
             tokens = layer(tokens, position)
-        x = self.output32(tokens.transpose(1, 2).reshape(batch, width, rows, columns))
+        x = self.output32(tokens.transpose(1, 2).unflatten(2, (rows, columns)))
         visual = [x]
         for lateral, output, finer in zip(self.laterals, self.outputs, maps[2::-1], strict=False):
             x = output(lateral(finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest"))
             visual.append(x)
-        return visual[:3], None if self.mask_features is None else self.mask_features(visual[3])
+        return visual[:3], None if self.mask_features is None else SemanticMap(visual[3], self.mask_features)

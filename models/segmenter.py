@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from models.backbones import build_backbone, normalise
 from models.config import ModelConfig
 from models.decoder import Decoder, TokenChoice
-from models.pigma import PiGMA, query_ensemble
+from models.pigma import PiGMA
 from models.pixel_decoder import PixelDecoder
+from models.semantic import SemanticMap
 from models.text_encoder import TextEncoder
 
 
@@ -19,13 +20,13 @@ from models.text_encoder import TextEncoder
 class ImageFeatures:
     """What a decoder sees of B images.
 
-    images: normalised (B, 3, H, W); visual: V at strides 32, 16, 8, each (B, d, H / s, W / s); semantic: S
+    images: normalised (B, 3, H, W); visual: V at strides 32, 16, 8, each (B, d, H / s, W / s); semantic: S, which is
     (B, d, H / 4, W / 4), None where the encoder stops before stride 4.
     """
 
     images: Tensor
     visual: list[Tensor]
-    semantic: Tensor | None
+    semantic: SemanticMap | None
 
 
 class ImageEncoder(nn.Module):
@@ -37,11 +38,14 @@ class ImageEncoder(nn.Module):
         self.pixel_decoder = PixelDecoder(
             self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers, finest
         )
+        # features are read token by token, which are rows in memory this way; convolutions like it too
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """RGB (B, 3, H, W) in 0..255."""
         images = normalise(images)
-        visual, semantic = self.pixel_decoder(self.backbone(images))
+        maps = [m.contiguous(memory_format=torch.channels_last) for m in self.backbone(images)]
+        visual, semantic = self.pixel_decoder(maps)
         return ImageFeatures(images, visual, semantic)
 
 
@@ -72,9 +76,20 @@ class BoltzFormer(nn.Module):
 
         Without PiGMA the logits are (P, H / 4, W / 4). `generator` is the only source of randomness.
         """
-        features = self.image_encoder(images)
+        return self.decode(self.image_encoder(images), prompts, image_index, generator, choose)
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        prompts: list[str],
+        image_index: Tensor,
+        generator: torch.Generator | None = None,
+        choose: TokenChoice | None = None,
+    ) -> Tensor:
+        """`forward` from the features of its images on: they serve any number of prompts."""
         text, padding = self.text_encoder(prompts)
-        candidates = self.decoder(features.visual, features.semantic, text, padding, image_index, generator, choose)
-        if self.pigma is None:
-            return query_ensemble(candidates)
-        return self.pigma(candidates, features.images, image_index)
+        features.semantic.plan(len(prompts) * (1 if self.pigma is None else self.pigma.masks))
+        embeddings = self.decoder(features.visual, features.semantic, text, padding, image_index, generator, choose)
+        if self.pigma is None:  # Eq. 7 alone: the mean of the candidate masks is the mask of the mean embedding
+            return features.semantic.logits(embeddings.mean(1, keepdim=True), image_index).squeeze(1)
+        return self.pigma(embeddings, features.semantic, features.images, image_index)

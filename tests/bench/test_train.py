@@ -1,3 +1,4 @@
+import json
 from itertools import islice, pairwise
 
 import pytest
@@ -6,10 +7,12 @@ import torch
 from bench.data.cache import decode, evaluation_batches, training_batches
 from bench.data.dataset import load_dataset, load_mask
 from bench.data.splits import make_splits
+from bench.errors import UserError
 from bench.methods import METHODS
 from bench.metrics import counts
-from bench.spec import Recipe, RunSpec
+from bench.spec import Recipe, RunSpec, Weights, sha256_of
 from bench.train import TrainedSegmenter, batch_loss, validate, warmup_cosine
+from models.backbones import build_backbone
 from models.config import ModelConfig
 from models.losses import segmentation_loss
 
@@ -88,7 +91,7 @@ def test_every_trainable_parameter_gets_a_gradient(method, toy, tmp_path):
     trained = build(method)
     model = trained.build()
     batch_loss(model, next(training_batches(data, RECIPE, 0)), "fp32", torch.Generator()).backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None}
+    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     # the packages' heads for what a text prompt with one mask does not ask: other masks, their quality, presence
     other_masks = [f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)]
     unasked = [f"mask_decoder.{head}" for head in (*other_masks, "iou_prediction_head", "pred_obj_score_head")]
@@ -103,7 +106,7 @@ def test_fit_predict_and_load(toy, tmp_path):
     run_dir.mkdir(parents=True)
     summary = method.fit(splits.train, splits.val, run_dir, log)
     assert summary.images_seen == 24
-    assert summary.parameters == sum(p.numel() for p in method.model.parameters())
+    assert summary.parameters == sum(p.numel() for p in method.model.parameters() if p.requires_grad)
     assert {step for step, point in log.points.items() if "val_dice" in point} == {2, 4, 6}
     predictions = list(method.predict(splits.test, log))
     assert [(p.sample.image_id, p.target.object) for p in predictions] == [
@@ -173,3 +176,49 @@ def test_methods_see_the_same_batches(toy, tmp_path):
     assert all(
         torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks) for a, b in zip(first, second, strict=True)
     )
+
+
+def weights_for(backbone, file):
+    """Published-looking weights of `backbone` in SAM 2's names, and what a spec keeps of them."""
+    trunk = build_backbone(backbone).trunk.state_dict()
+    state = {f"image_encoder.trunk.{name.removeprefix('model.')}": torch.randn(v.shape) for name, v in trunk.items()}
+    state = {k.replace("mlp.fc1", "mlp.layers.0").replace("mlp.fc2", "mlp.layers.1"): v for k, v in state.items()}
+    torch.save({"model": state}, file)
+    return state, Weights(file=file.name, sha256=sha256_of(file), parts=("backbone",))
+
+
+def suite_with(folder, file):
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    (folder / "suite.json").write_text(json.dumps({"backbone_weights": str(file)}))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("method", SEGMENTERS)
+def test_training_starts_from_the_published_weights(method, toy, tmp_path):
+    state, weights = weights_for("hiera_xt", tmp_path / "sam2.pt")
+    run_dir = suite_with(tmp_path / "suite", tmp_path / "sam2.pt")
+    splits = make_splits([load_dataset(toy)])
+    # at learning rate 0 training ends with what it started from
+    spec = spec_of(method, learning_rate=0.0, steps=1, validate_every=1).model_copy(update={"weights": weights})
+    summary = METHODS[method].build(spec).fit(splits.train, splits.val, run_dir, Silent())
+    trained = torch.load(run_dir / "model.pt", weights_only=True)
+    trunk = "image_encoder.backbone.trunk.model."
+    assert torch.equal(trained[f"{trunk}pos_embed"], state["image_encoder.trunk.pos_embed"])
+    fc1 = "blocks.1.mlp.layers.0.weight"
+    assert torch.equal(trained[f"{trunk}blocks.1.mlp.fc1.weight"], state[f"image_encoder.trunk.{fc1}"])
+    (note,) = summary.notes
+    assert note.startswith("sam2.pt (SAM 2): ") and "into backbone; random: pixel_decoder, text_encoder" in note
+
+
+def test_weights_that_changed_or_went_since_the_plan_are_refused(toy, tmp_path):
+    file = tmp_path / "sam2.pt"
+    _, weights = weights_for("hiera_xt", file)
+    run_dir = suite_with(tmp_path / "suite", file)
+    splits = make_splits([load_dataset(toy)])
+    method = METHODS["sam"].build(spec_of("sam").model_copy(update={"weights": weights}))
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(UserError, match=f"{file} has changed since this run was planned"):
+        method.fit(splits.train, splits.val, run_dir, Silent())
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file} is gone"):
+        method.fit(splits.train, splits.val, run_dir, Silent())

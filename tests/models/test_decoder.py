@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.plain import plain_decoder
 from models.position import sine_position
+from models.semantic import SemanticMap
 
 WIDTH, HEADS, QUERIES, LAYERS = 32, 4, 3, 4
 
@@ -75,14 +77,22 @@ def inputs():
     return visual, torch.randn(2, WIDTH, 16, 16), text, padding, torch.tensor([0, 1, 1])
 
 
+def candidates(decoder, visual, semantic, text, padding, index, **options):
+    """Masks (P, m, h, w): the product of the decoder's embeddings with S."""
+    semantic = SemanticMap(semantic)
+    return semantic.logits(decoder(visual, semantic, text, padding, index, **options), index)
+
+
 def build(**options):
     torch.manual_seed(1)
     config = ModelConfig(width=WIDTH, heads=HEADS, feedforward=48, layers=LAYERS, queries=QUERIES, **options)
     return Decoder(config).eval()
 
 
+@pytest.mark.parametrize("path", ["projected", "union", "absorbed", "gathered"])
 @pytest.mark.parametrize("attention", ["boltzmann", "threshold", "full"])
-def test_against_the_slow_implementation(inputs, attention):
+def test_against_the_slow_implementation(inputs, monkeypatch, attention, path):
+    monkeypatch.setattr("models.attention.cheapest_path", lambda *args: path)
     visual, semantic, text, padding, index = inputs
     decoder = build(attention=attention, sampling_ratio=0.4)
     kept = {}
@@ -92,7 +102,7 @@ def test_against_the_slow_implementation(inputs, attention):
         kept[layer] = torch.ones_like(logits, dtype=torch.bool) if keep is None else keep
         return keep
 
-    out = decoder(visual, semantic, text, padding, index, choose=choose)
+    out = candidates(decoder, visual, semantic, text, padding, index, choose=choose)
     for p, image in enumerate(index.tolist()):
         slow = slow_decoder(
             decoder,
@@ -115,7 +125,7 @@ def test_threshold_keeps_what_the_mask_says(inputs):
         seen.append(logits)
         return decoder.choose_tokens(layer, logits, None)
 
-    decoder(visual, semantic, text, padding, index, choose=choose)
+    candidates(decoder, visual, semantic, text, padding, index, choose=choose)
     # the first layer's field: the mask of the text-conditioned queries, resized to the coarsest grid
     both = decoder.prior_attention(
         torch.cat([decoder.query_content.weight.expand(3, -1, -1), text], 1),
@@ -131,13 +141,40 @@ def test_threshold_keeps_what_the_mask_says(inputs):
 def test_padding_does_not_change_a_prompt(inputs):
     visual, semantic, text, padding, index = inputs
     decoder = build(attention="full")
-    together = decoder(visual, semantic, text, padding, index)
-    alone = decoder(visual, semantic, text[1:2, :3], padding[1:2, :3], index[1:2])
+    together = candidates(decoder, visual, semantic, text, padding, index)
+    alone = candidates(decoder, visual, semantic, text[1:2, :3], padding[1:2, :3], index[1:2])
     torch.testing.assert_close(together[1:2], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_the_generator_is_the_only_randomness(inputs):
     decoder = build()
-    first, again, other = (decoder(*inputs, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    masks = lambda seed: candidates(decoder, *inputs, generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    first, again, other = masks(5), masks(5), masks(6)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("attention", ["boltzmann", "threshold", "full"])
+def test_the_plain_decoder_computes_the_same(inputs, attention):
+    visual, semantic, text, padding, index = inputs
+    decoder = build(attention=attention, sampling_ratio=0.4)
+    fast = candidates(decoder, *inputs, generator=torch.Generator().manual_seed(3))
+    plain = plain_decoder(
+        decoder, [v[index] for v in visual], semantic[index], text, padding, torch.Generator().manual_seed(3)
+    )
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_draw_their_own_tokens_only_for_comparison(inputs):
+    shapes = {}
+    for per_head in (False, True):
+        decoder = build(compare_per_head=per_head)
+
+        def choose(layer, logits, decoder=decoder, per_head=per_head):
+            keep = decoder.choose_tokens(layer, logits, torch.Generator().manual_seed(layer))
+            shapes[per_head] = keep.shape[:-1]
+            return keep
+
+        assert candidates(decoder, *inputs, choose=choose).isfinite().all()
+    assert shapes == {False: (3, QUERIES), True: (3, HEADS, QUERIES)}
+    assert not ModelConfig().compare_per_head

@@ -12,6 +12,7 @@ from models.losses import segmentation_loss
 from models.pigma import PiGMA
 from models.pixel_decoder import PixelDecoder
 from models.position import sine_position
+from models.semantic import SemanticMap
 from models.text_encoder import TextEncoder, tokenize
 
 
@@ -26,17 +27,30 @@ def close(actual, expected, relative=1e-4):
     torch.testing.assert_close(actual, expected, rtol=0, atol=relative * max(scale, 1e-12))
 
 
-def renamed(tensors, pairs):
-    """Parameters `param.<theirs>...` under our names; pairs of (their prefix, our prefix)."""
+def renamed(tensors, pairs, kind="param"):
+    """Tensors `<kind>.<theirs>...` under our names; pairs of (their prefix, our prefix)."""
     return {
-        ours + key.removeprefix(f"param.{theirs}"): value
+        ours + key.removeprefix(f"{kind}.{theirs}"): value
         for theirs, ours in pairs
         for key, value in tensors.items()
-        if key.startswith(f"param.{theirs}")
+        if key.startswith(f"{kind}.{theirs}")
     }
 
 
-def decoder_state(tensors, layers):
+def gradients_close(module, expected):
+    """The gradients of all parameters; a bias that drops out of a softmax has rounding errors for a gradient."""
+    assert expected
+    for name, gradient in expected.items():
+        if name.endswith("key.bias"):
+            assert gradient.abs().max() < 1e-6
+            continue
+        actual = module.get_parameter(name).grad
+        if name.endswith("in_proj_bias"):
+            actual, gradient = (torch.cat([g.chunk(3)[0], g.chunk(3)[2]]) for g in (actual, gradient))
+        close(actual, gradient)
+
+
+def decoder_tensors(tensors, layers, kind="param"):
     pairs = [("decoder_norm.", "norm."), ("initial_self_attention_layer.norm.", "prior_attention.norm.")]
     pairs += [("initial_self_attention_layer.self_attn.", "prior_attention.attention.")]
     pairs += [("initial_ffn_layer.", "prior_feed_forward.")]
@@ -50,37 +64,46 @@ def decoder_state(tensors, layers):
             (f"transformer_cross_attention_layers.{i}.multihead_attn.out_proj.", f"cross_attention.{i}.output."),
             (f"transformer_ffn_layers.{i}.", f"feed_forward.{i}."),
         ]
-    state = renamed(tensors, pairs)
+    state = renamed(tensors, pairs, kind)
     for i in range(layers):
-        for kind in ("weight", "bias"):
-            fused = tensors[f"param.transformer_cross_attention_layers.{i}.multihead_attn.in_proj_{kind}"]
-            for name, part in zip(("query", "key", "value"), fused.chunk(3), strict=True):
-                state[f"cross_attention.{i}.{name}.{kind}"] = part
+        for part in ("weight", "bias"):
+            fused = tensors[f"{kind}.transformer_cross_attention_layers.{i}.multihead_attn.in_proj_{part}"]
+            for name, value in zip(("query", "key", "value"), fused.chunk(3), strict=True):
+                state[f"cross_attention.{i}.{name}.{part}"] = value
     return state
 
 
+@pytest.mark.parametrize("path", ["projected", "union", "absorbed", "gathered"])
 @pytest.mark.parametrize(
     ("file", "attention"),
     [
         ("decoder_dense", "full"),
         ("decoder_threshold05", "threshold"),
         ("decoder_boltzmann_shared_heads", "boltzmann"),
+        ("decoder_boltzmann", "boltzmann"),  # every head draws its own tokens
     ],
 )
-def test_decoder(shared, file, attention):
+def test_decoder(shared, monkeypatch, file, attention, path):
+    monkeypatch.setattr("models.attention.cheapest_path", lambda *args: path)
     t = load(shared, file)
+    per_head = file == "decoder_boltzmann"
     decoder = Decoder(ModelConfig(width=64, heads=4, feedforward=128, layers=3, queries=5, attention=attention))
-    decoder.load_state_dict(decoder_state(t, 3), strict=True)
+    decoder.load_state_dict(decoder_tensors(t, 3), strict=True)
 
     def choose(layer, logits):
-        blocked = t[f"mask{layer}"].unflatten(0, (2, 4))[:, 0]
+        blocked, draw = t[f"mask{layer}"].unflatten(0, (2, 4)), t.get(f"rand{layer}")
+        if not per_head:
+            blocked = blocked[:, 0]
         if attention == "threshold":
             keep = threshold_tokens(logits)
         else:
-            keep = sample_tokens(logits, 1 / (1 + layer), 0.1, t[f"rand{layer}"].unflatten(0, (2, 4))[:, 0])
+            draw = draw.unflatten(0, (2, 4))
+            keep = sample_tokens(
+                logits[:, None] if per_head else logits, 1 / (1 + layer), 0.1, draw if per_head else draw[:, 0]
+            )
         rescued = blocked.all(-1, keepdim=True)
         assert (keep == (~blocked | rescued)).float().mean() > 0.999
-        return keep
+        return None if attention == "full" else keep
 
     leaves = {
         name: t[name].clone().requires_grad_() for name in ("x0", "x1", "x2", "mask_features", "grounding_tokens")
@@ -88,19 +111,19 @@ def test_decoder(shared, file, attention):
     text = leaves["grounding_tokens"].transpose(0, 1)
     visual = [leaves[f"x{i}"] for i in range(3)]
     padding = torch.zeros(2, 7, dtype=torch.bool)
-    out = decoder(visual, leaves["mask_features"], text, padding, torch.arange(2), choose=choose)
+    semantic, index = SemanticMap(leaves["mask_features"]), torch.arange(2)
+    out = semantic.logits(decoder(visual, semantic, text, padding, index, choose=choose), index)
     close(out, t["out"])
     (out * t["cotangent"]).mean().backward()
     for name, leaf in leaves.items():
         close(leaf.grad, t[f"grad.{name}"])
-    close(decoder.mask_embedding[4].weight.grad, t["grad.param.mask_embed.layers.2.weight"])
-    close(decoder.query_content.weight.grad, t["grad.param.query_feat.weight"])
+    gradients_close(decoder, decoder_tensors(t, 3, "grad.param"))
 
 
 def test_pixel_decoder(shared):
     t = load(shared, "pixel_decoder")
-    channels = [t[f"in.res{i}"].shape[1] for i in (2, 3, 4, 5)]
-    decoder = PixelDecoder(channels, width=64, heads=4, feedforward=128, layers=2)
+    maps = [t[f"in.res{i}"].clone().requires_grad_() for i in (2, 3, 4, 5)]
+    decoder = PixelDecoder([m.shape[1] for m in maps], width=64, heads=4, feedforward=128, layers=2)
     pairs = [("input_proj.", "input_projection."), ("mask_features.", "mask_features."), ("layer_4.", "output32.0.")]
     for i in range(2):
         layer = f"transformer.encoder.layers.{i}."
@@ -108,12 +131,19 @@ def test_pixel_decoder(shared):
         pairs += [(f"{layer}{part}.", f"encoder.{i}.{part}.") for part in ("linear1", "linear2", "norm1", "norm2")]
     for place, number in enumerate((3, 2, 1)):  # theirs count from the finest
         pairs += [(f"adapter_{number}.", f"laterals.{place}.0."), (f"layer_{number}.", f"outputs.{place}.0.")]
-    state = {k.replace(".0.norm.", ".1."): v for k, v in renamed(t, pairs).items()}
-    decoder.load_state_dict(state, strict=True)
-    visual, semantic = decoder([t[f"in.res{i}"] for i in (2, 3, 4, 5)])
-    close(semantic, t["mask_features"])
+
+    def ours(kind):
+        return {k.replace(".0.norm.", ".1."): v for k, v in renamed(t, pairs, kind).items()}
+
+    decoder.load_state_dict(ours("param"), strict=True)
+    visual, semantic = decoder(maps)
+    close(semantic.map(), t["mask_features"])
     for i in range(3):
         close(visual[i], t[f"ms{i}"])
+    (semantic.map().square().mean() + sum(v.square().mean() for v in visual)).backward()
+    for i, m in zip((2, 3, 4, 5), maps, strict=True):
+        close(m.grad, t[f"grad.in.res{i}"])
+    gradients_close(decoder, ours("grad.param"))
 
 
 def test_pigma(shared):
@@ -121,11 +151,13 @@ def test_pigma(shared):
     pigma = PiGMA(queries=5)
     pairs = [("output_deconv.", "deconvolution."), ("output_conv.", "convolution.")]
     pigma.load_state_dict(renamed(t, pairs), strict=True)
-    out = pigma(t["pred_gmasks"], t["image_normalised"], torch.zeros(1, dtype=torch.int64))
+    # with these maps as S and unit vectors as embeddings, the candidates are the maps themselves
+    candidates = t["pred_gmasks"].clone().requires_grad_()
+    out = pigma(torch.eye(5)[None], SemanticMap(candidates), t["image_normalised"], torch.zeros(1, dtype=torch.int64))
     close(out[:, None], t["out"])
     (F.interpolate(out[:, None], (64, 64), mode="area") * t["cotangent64"]).mean().backward()
-    for theirs, ours in pairs:
-        close(pigma.get_parameter(f"{ours}weight").grad, t[f"grad.param.{theirs}weight"])
+    close(candidates.grad, t["grad.pred_gmasks"])
+    gradients_close(pigma, renamed(t, pairs, "grad.param"))
 
 
 @pytest.mark.parametrize(("name", "size"), [("pos_8x8", (8, 8)), ("pos_5x9", (5, 9)), ("pos_32x32", (32, 32))])
@@ -195,5 +227,9 @@ def test_hiera_with_its_neck(shared):
         k.replace("mlp.layers.0", "mlp.fc1").replace("mlp.layers.1", "mlp.fc2"): v for k, v in renamed(t, pairs).items()
     }
     backbone.load_state_dict(state, strict=True)
-    for out, name in zip(backbone(t["image"]), ("res2", "res3", "res4", "res5"), strict=True):
+    image = t["image"].clone().requires_grad_()
+    maps = backbone(image)
+    for out, name in zip(maps, ("res2", "res3", "res4", "res5"), strict=True):
         close(out, t[name])
+    sum(m.square().mean() for m in maps).backward()
+    close(image.grad, t["grad.image"])

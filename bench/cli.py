@@ -24,6 +24,7 @@ First steps:
   bench run --suite smoke      everything once, tiny, in about 3 minutes
   bench run --suite main       the comparison; the profile is chosen from the hardware
   bench report main            the tables and figures again
+  bench predict --help         a trained model on an image of your own
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Look at data sets: check, stats, preview.", no_args_is_help=True, rich_markup_mode=None)
@@ -35,6 +36,14 @@ class Executor(StrEnum):
 
     ray = "ray"
     local = "local"
+
+
+class Axis(StrEnum):
+    """The direction a volume is cut across."""
+
+    axial = "axial"
+    coronal = "coronal"
+    sagittal = "sagittal"
 
 
 class Listing(StrEnum):
@@ -78,6 +87,14 @@ def run(
         str | None,
         typer.Option(help="Folder under runs/; default: the suite, with --data also the data sets' names."),
     ] = None,
+    backbone_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Published weights to start from: a file (SAM 2, X-Decoder, SEEM, BoltzFormer, timm), or a name on "
+            "the Hugging Face hub such as facebook/sam2-hiera-small. Default: random weights.",
+            metavar="FILE|NAME",
+        ),
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, data problems and estimate; train nothing.")
@@ -94,10 +111,14 @@ def run(
       bench run --suite main
       bench run --suite main --data data/openkbp --data data/idrid --seeds 0,1,2
       bench run --suite main --methods boltzformer,seem --dry-run
+      bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
     """
+    import warnings
+
     from bench import run as driver
     from bench.plan import Request
 
+    warnings.simplefilter("ignore", FutureWarning)  # libraries' notes to their developers
     request = Request(
         suite=suite,
         data=tuple(data or ()),
@@ -108,6 +129,7 @@ def run(
         executor=executor.value,
         name=name,
         runs_dir=runs_dir,
+        backbone_weights=backbone_weights,
     )
     work = driver.dry_run if dry_run else driver.run
     raise typer.Exit(work(request, _console()))
@@ -136,6 +158,105 @@ def report(
     built = build_report(folder)
     console.print(to_rich(built.main))
     console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    image: Annotated[
+        Path,
+        typer.Argument(help="PNG, JPEG, NIfTI (.nii, .nii.gz) or DICOM file.", metavar="IMAGE", show_default=False),
+    ],
+    prompt: Annotated[
+        list[str], typer.Option(help="What to look for; may be repeated.", metavar="TEXT", show_default=False)
+    ],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            help="Whose model: a run's folder, the model.pt in it, or the beginning of its name under --runs-dir.",
+            metavar="RUN",
+            show_default=False,
+        ),
+    ],
+    show_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--show-sampling", help="Also draw the patches each layer attends to: sampling.png, sampling.gif."
+        ),
+    ] = False,
+    target: Annotated[
+        list[Path] | None,
+        typer.Option(help="True mask PNG that --show-sampling outlines; one per prompt.", metavar="PNG"),
+    ] = None,
+    index: Annotated[
+        int | None,
+        typer.Option("--slice", help="Slice of a NIfTI volume or frame of a DICOM, from 0; default: the middle one."),
+    ] = None,
+    axis: Annotated[Axis | None, typer.Option(help="How a NIfTI volume is cut; default: axial.")] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="Grey values shown: CENTER,WIDTH or abdomen, lung, pelvis, liver, colon, pancreas, mediastinum, bone, "
+            "brain; default: the header's, for other CT abdomen, else the 0.5th to 99.5th percentile.",
+            metavar="C,W|NAME",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default: <image>-prediction here.", metavar="DIR")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Segment what prompts name in one image, with the model of a run.
+
+    Writes a mask (0 and 255, at the image's own resolution) and an overlay for each prompt. Confidence is the mean
+    probability over the mask's pixels, or the highest of the image where the mask is empty. Prompts are answered
+    together; the same image, prompts and run give the same masks, bit for bit.
+
+    A slice of a volume is shown as radiologists do, and so are its masks: head or front up, the patient's right on
+    the left (sagittal: front on the left). Slices count from feet to head, back to front, left to right.
+
+    \b
+    Examples:
+      bench predict scan.png --prompt "lung nodule in CT" --checkpoint boltzformer
+      bench predict ct.nii.gz --slice 40 --window lung --prompt "lung nodule in CT" --checkpoint main/boltzformer
+      bench predict mr.dcm --prompt spleen --prompt aorta --checkpoint runs/main/RUN --show-sampling
+    """
+    import warnings
+
+    from bench.predict_image import predict_image
+
+    warnings.simplefilter("ignore", FutureWarning)  # libraries' notes to their developers
+    console = _console()
+    with console.status("loading the model and predicting"):
+        done = predict_image(
+            image,
+            prompt,
+            checkpoint,
+            runs_dir,
+            out,
+            index=index,
+            axis=axis and axis.value,
+            window=window,
+            show_sampling=show_sampling,
+            targets=tuple(target or ()),
+        )
+    height, width = done.size
+    rows = []
+    for found in done.masks:
+        area = int(found.mask.sum())
+        text = f"{area:,} px, {100 * area / (height * width):.3g}%" if area else "empty: no pixel above 0.5"
+        confidence = f"{found.confidence:.2f}" if area else f"at most {found.confidence:.2f}"
+        # as a shell understands it: both files of a prompt in the width of one
+        files = found.mask_file.name.removesuffix("mask.png") + "{mask,overlay}.png"
+        rows.append([found.prompt, confidence, text, files])
+    console.print(_table(["prompt", "confidence", "area", "files"], rows))
+    for name, text in (
+        ("image", f"{image}, {width} x {height} px, {done.read}"),
+        ("model", str(done.run_dir)),
+        ("folder", f"{done.masks[0].mask_file.parent}{os.sep}"),
+        ("sampling", ", ".join(map(str, done.sampling_files))),
+    ):
+        if text:
+            console.print(f"{name:8} {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command("list")

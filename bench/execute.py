@@ -97,13 +97,14 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     from bench import environment
     from bench.data.splits import load_splits
     from bench.methods import METHODS
+    from bench.sampling import leave_sampling
 
     splits = load_splits(suite_dir / "splits.json")
     if splits.hash != spec.split_hash:
         raise UserError(
             f"{suite_dir / 'splits.json'} has split {splits.hash}, the run wants {spec.split_hash}: use another --name"
         )
-    write_json(run_dir / "env.json", environment.describe(spec.seed))
+    write_json(run_dir / "env.json", environment.describe(spec.seed) | _starting_weights(spec))
     environment.seed_everything(spec.seed)
     log = RunLog(run_dir, tracker)
     log.progress("prepare", 0, 1)
@@ -112,6 +113,7 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     records, predictions = collect(spec, splits, method, log)
     write_table(predictions, run_dir / "predictions.parquet")
     write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)
+    leave_sampling(method, splits.test, records, predictions, run_dir)
     if tracker is not None:
         names = ("records.parquet", "spec.json", "env.json", "model.pt", "location_prior.npz", "nnunet")
         tracker.artifacts(*(run_dir / name for name in names))  # those that the method has left
@@ -207,10 +209,21 @@ def _tracker(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | None
     }
     tags |= {f"version.{name}": version for name, version in environment.package_versions().items()}
     tags |= {"git_commit": git["commit"], "git_dirty": str(git["dirty"])} if git else {}
+    tags |= _starting_weights(spec)
     suite = read_json(suite_dir / "suite.json", "run `bench run` again")
     tags["data"] = "phantom" if suite.get("phantom") else ", ".join(suite.get("data", {}))
     key = f"{spec.hash} {suite_dir.name}"
     return Tracker(uri, key, spec.run_id, tags, flatten(spec.model_dump(mode="json")), parent, fresh)
+
+
+def _starting_weights(spec: RunSpec) -> dict[str, str]:
+    """What backbone and text encoder start from, for env.json and the tags: a file and its hash, or "random"."""
+    if spec.recipe is None:
+        return {}
+    weights = spec.weights
+    file = f"{weights.file} sha256:{weights.sha256[:12]}" if weights else "random"
+    text = file if weights and "text_encoder" in weights.parts else "random"
+    return {"backbone_weights": file, "text_weights": text}
 
 
 def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.interface import Method
-from bench.spec import Profile, RunSpec, Suite
+from bench.spec import Profile, RunSpec, Suite, Weights
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,16 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
-def make_spec(suite: Suite, profile: Profile, method: str, backbone: str, seed: int, split_hash: str) -> RunSpec:
-    """The spec of one trial; `backbone` is "-" for methods that have none."""
+def make_spec(
+    suite: Suite,
+    profile: Profile,
+    method: str,
+    backbone: str,
+    seed: int,
+    split_hash: str,
+    weights: Weights | None = None,
+) -> RunSpec:
+    """The spec of one trial; `backbone` is "-", and `weights` are left out, for methods that have none."""
     shared = METHODS[method].uses_backbone
     return RunSpec(
         suite=suite.name,
@@ -86,4 +94,5 @@ def make_spec(suite: Suite, profile: Profile, method: str, backbone: str, seed: 
         recipe=profile.recipe if shared else None,
         model=profile.model if shared else None,
         nnunet=profile.nnunet if method == "nnunet" else None,
+        weights=weights if shared else None,
     )

@@ -19,7 +19,7 @@ from bench.estimate import (
     phantom_workload,
     workload_of,
 )
-from bench.spec import Profile, RunSpec, Suite
+from bench.spec import Profile, RunSpec, Suite, Weights, sha256_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,7 @@ class Request:
     executor: str = "ray"
     name: str | None = None
     runs_dir: Path = Path("runs")
+    backbone_weights: str | None = None  # a file, or a name on the hub
 
     @property
     def command(self) -> str:
@@ -54,7 +55,7 @@ class Request:
         for folder in self.data:
             words += ["--data", str(folder)]
         lists = {"--methods": self.methods, "--backbones": self.backbones, "--seeds": self.seeds}
-        texts = {"--profile": self.profile, "--name": self.name}
+        texts = {"--profile": self.profile, "--name": self.name, "--backbone-weights": self.backbone_weights}
         texts |= {option: ",".join(map(str, values)) for option, values in lists.items() if values is not None}
         texts["--executor"] = self.executor if self.executor != "ray" else None
         texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
@@ -78,6 +79,15 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class WeightsFile:
+    """Published weights that were found to fit: what a spec keeps of them, where they are, what they do in words."""
+
+    weights: Weights
+    path: Path
+    summary: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """A choice with its data: what will be run, and where. `splits` is None while the phantom is not
     generated.
@@ -88,6 +98,7 @@ class Plan:
     splits: Splits | None
     work: Workload
     specs: tuple[RunSpec, ...]  # in the tables' order
+    weights: WeightsFile | None = None
 
     @property
     def split_hash(self) -> str:
@@ -144,7 +155,45 @@ def _pick(
     )
 
 
-def make_plan(choice: Choice, request: Request, datasets: Sequence[Dataset] | None) -> Plan:
+def find_weights(name: str, choice: Choice) -> WeightsFile:
+    """The published weights `name` (a file, or a name on the hub), tried on every decoder and backbone of the choice.
+
+    The decoders are built without storage, so that this takes seconds. UserError where they are not to be had, cannot
+    be read, or do not fit.
+    """
+    import torch
+
+    from bench.methods import METHODS, make_spec
+    from models.checkpoints import SHARED, CheckpointError, locate, match, read_checkpoint
+
+    methods = [method for method in choice.methods if METHODS[method].uses_backbone]
+    if not methods:
+        raise UserError(f"--backbone-weights: {', '.join(choice.methods)} would not use it: leave it out")
+    try:
+        path = locate(name)
+        tensors = read_checkpoint(path)
+    except CheckpointError as error:
+        raise UserError(f"--backbone-weights: {error}") from None
+    reports, misfits = [], []
+    for backbone in choice.backbones:
+        try:
+            for method in methods:
+                spec = make_spec(choice.suite, choice.profile, method, backbone, 0, NOT_YET)
+                with torch.device("meta"):
+                    model = METHODS[method].build(spec).build()
+                reports.append(match(model, tensors, path.name, SHARED)[1])
+        except CheckpointError as error:
+            misfits.append(f"for {backbone} at profile {choice.profile.name}, {error}")
+    if misfits:
+        raise UserError(f"--backbone-weights: {'; '.join(misfits)} (--backbones and --profile choose the model)")
+    fullest = max(reports, key=lambda report: report.parameters)  # not every decoder reads the finest features
+    weights = Weights(file=path.name, sha256=sha256_of(path), parts=fullest.filled)
+    return WeightsFile(weights, path, str(fullest))
+
+
+def make_plan(
+    choice: Choice, request: Request, datasets: Sequence[Dataset] | None, weights: WeightsFile | None = None
+) -> Plan:
     """Splits the data sets and lists the trials; `datasets` None is a phantom that is not generated yet."""
     from bench.data.splits import make_splits
     from bench.methods import METHODS, make_spec
@@ -156,7 +205,7 @@ def make_plan(choice: Choice, request: Request, datasets: Sequence[Dataset] | No
         work = workload_of(splits)
     split_hash = NOT_YET if splits is None else splits.hash
     specs = [
-        make_spec(choice.suite, choice.profile, method, backbone, seed, split_hash)
+        make_spec(choice.suite, choice.profile, method, backbone, seed, split_hash, weights and weights.weights)
         for method in choice.methods
         for backbone in (choice.backbones if METHODS[method].uses_backbone else ("-",))
         for seed in choice.seeds
@@ -164,7 +213,7 @@ def make_plan(choice: Choice, request: Request, datasets: Sequence[Dataset] | No
     name = request.name or "-".join([choice.suite.name, *(data.name for data in datasets or () if not data.phantom)])
     if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
         raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
-    return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs))
+    return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs), weights)
 
 
 def phantom_folder(request: Request, profile: Profile) -> Path:
@@ -216,6 +265,8 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     console.print(f"[bold]{choice.suite.title}[/] (suite {choice.suite.name})", highlight=False)
     console.print(f"profile  {choice.profile.name}: {choice.profile.title} ({choice.reason})", highlight=False)
     console.print(f"machine  {choice.hardware}", highlight=False)
+    if plan.weights is not None:
+        console.print(f"weights  {plan.weights.summary}", highlight=False, markup=False)
     if choice.profile.gpus_per_trial and not choice.hardware.gpus:
         console.print("[yellow]this profile is meant for GPUs and none is here: it will be very slow[/]")
     if plan.splits is None:

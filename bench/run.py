@@ -14,7 +14,19 @@ from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first
 from bench.execute import is_finished, mark_interrupted, run_state
-from bench.plan import Plan, Request, choose, make_plan, phantom_folder, show, show_first, show_problems
+from bench.plan import (
+    Choice,
+    Plan,
+    Request,
+    WeightsFile,
+    choose,
+    find_weights,
+    make_plan,
+    phantom_folder,
+    show,
+    show_first,
+    show_problems,
+)
 from bench.records import SCHEMA_VERSION
 from bench.spec import Profile, RunSpec
 
@@ -32,13 +44,13 @@ def dry_run(request: Request, console: Console) -> int:
     problems.
     """
     choice = choose(request)
-    if not choice.folders and not phantom_folder(request, choice.profile).is_dir():
-        plan = make_plan(choice, request, None)
-    else:
-        folders = choice.folders or tuple(_subfolders(phantom_folder(request, choice.profile)))
-        if _report_problems(folders, console):
-            return USER_ERROR
-        plan = make_plan(choice, request, _load(folders))
+    phantom = phantom_folder(request, choice.profile)
+    folders = choice.folders or (tuple(_subfolders(phantom)) if phantom.is_dir() else ())
+    sound, weights = _preflight(request, choice, folders, console)
+    if not sound:
+        return USER_ERROR
+    plan = make_plan(choice, request, _load(folders) if folders else None, weights)
+    if folders:
         check_folder(plan, request.runs_dir)
     show(plan, console, missing(plan))
     console.print("dry run: nothing was trained and nothing written", highlight=False)
@@ -49,18 +61,16 @@ def run(request: Request, console: Console) -> int:
     """Runs the trials of a suite that are missing, then the report. The exit code: 0, 1 (a trial failed), 2,
     130.
 
-    UserError: unknown names, data that cannot be read, a folder of another split, a second run on one folder.
+    UserError: unknown names, data or weights that cannot be used, a folder of another split, a second run on it.
     """
     choice = choose(request)
-    if choice.folders:
-        if _report_problems(choice.folders, console):
-            return USER_ERROR
-        datasets = _load(choice.folders)
-    else:
-        if not phantom_folder(request, choice.profile).is_dir():
-            show_first(make_plan(choice, request, None), console)
-        datasets = _load(_phantom(request, choice.profile, console))
-    plan = make_plan(choice, request, datasets)
+    sound, weights = _preflight(request, choice, choice.folders, console)
+    if not sound:
+        return USER_ERROR
+    if not choice.folders and not phantom_folder(request, choice.profile).is_dir():
+        show_first(make_plan(choice, request, None), console)
+    datasets = _load(choice.folders or _phantom(request, choice.profile, console))
+    plan = make_plan(choice, request, datasets, weights)
     check_folder(plan, request.runs_dir)
     with locked(plan.folder):
         todo = missing(plan)
@@ -132,6 +142,7 @@ def write_suite(plan: Plan, request: Request) -> None:
         "command": request.command,
         "phantom": plan.splits.phantom,
         "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
+        "backbone_weights": str(plan.weights.path) if plan.weights else None,
         "runs": [spec.run_id for spec in specs],
         "backbones": {name: BACKBONE_LABELS.get(name, name) for name in backbones},
         "methods": {name: METHODS[name].label for name in methods},
@@ -150,8 +161,8 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
     def now(spec: RunSpec) -> RunSpec | None:
         if spec.method not in METHODS:
             return None
-        choice = plan.choice
-        return make_spec(choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash)
+        choice, weights = plan.choice, plan.weights and plan.weights.weights
+        return make_spec(choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash, weights)
 
     specs = {(spec.method, spec.backbone, spec.seed): spec for spec in plan.specs}
     file = plan.folder / "suite.json"
@@ -224,6 +235,22 @@ def _load(folders: Sequence[Path]) -> list[Dataset]:
     from bench.data.dataset import load_dataset
 
     return [load_dataset(folder) for folder in folders]
+
+
+def _preflight(
+    request: Request, choice: Choice, folders: Sequence[Path], console: Console
+) -> tuple[bool, WeightsFile | None]:
+    """Looks at data sets and weights, so that all their problems are told at once: (all sound, the weights)."""
+    broken = _report_problems(folders, console)
+    if request.backbone_weights is None:
+        return not broken, None
+    try:
+        return not broken, find_weights(request.backbone_weights, choice)
+    except UserError as error:
+        if not broken:
+            raise
+        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return False, None
 
 
 def _report_problems(folders: Sequence[Path], console: Console) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -82,6 +83,14 @@ class Suite(Frozen):
     profile: str | None = None
 
 
+class Weights(Frozen):
+    """Published weights that a model starts from, known by their content: a path may differ between machines."""
+
+    file: str  # its name, without folders
+    sha256: str  # of its bytes
+    parts: tuple[str, ...]  # what they fill, by the names of models.checkpoints.PARTS
+
+
 class RunSpec(Frozen):
     """One trial. Two runs with equal specs are the same run; its id is a hash of everything here."""
 
@@ -94,11 +103,15 @@ class RunSpec(Frozen):
     recipe: Recipe | None = None  # None for methods that train by a recipe of their own
     model: ModelConfig | None = None
     nnunet: NnunetBudget | None = None
+    weights: Weights | None = None  # None: every weight starts random
 
     @property
     def hash(self) -> str:
         """The first 10 hex digits of the SHA-256 of the spec as canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        value = self.model_dump(mode="json")
+        if self.weights is None:
+            del value["weights"]  # runs made before there was this field keep their ids
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
@@ -106,6 +119,12 @@ class RunSpec(Frozen):
         """A folder name one can read: method, backbone, seed, hash."""
         parts = [self.method, self.backbone, f"seed{self.seed}", self.hash]
         return "-".join(part for part in parts if part != "-")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

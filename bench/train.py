@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.atomic import write_file
+from bench.atomic import read_json, write_file
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
 from bench.environment import torch_device
+from bench.errors import UserError
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
 from bench.predict import autocast, generator_for, predict_samples
-from bench.spec import Recipe, RunSpec
+from bench.spec import Recipe, RunSpec, Weights, sha256_of
+from models.checkpoints import SHARED, CheckpointError, load_published
 from models.losses import segmentation_loss
 
 CHECKPOINT = "model.pt"
@@ -40,7 +42,9 @@ class TrainedSegmenter:
         val_data = decode(val, recipe.image_size, cache / _cache_name("val", self.spec))
 
         torch.manual_seed(seed)
-        model = self.build().to(device)
+        model = self.build()
+        notes = [] if self.spec.weights is None else [load_weights(model, self.spec.weights, run_dir.parent)]
+        model.to(device)
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
         sampling = torch.Generator(device).manual_seed(seed)
@@ -83,6 +87,7 @@ class TrainedSegmenter:
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             images_seen=images_seen,
             best_val_dice=best_dice,
+            notes=notes,
         )
 
     def predict(self, samples: Iterable[Sample], log: Log) -> Iterator[Prediction]:
@@ -100,6 +105,22 @@ class TrainedSegmenter:
         device = next(model.parameters()).device
         model.load_state_dict(torch.load(run_dir / CHECKPOINT, map_location=device, weights_only=True))
         return model
+
+
+def load_weights(model: nn.Module, weights: Weights, suite_dir: Path) -> str:
+    """Fills what `model` shares with other decoders from the published file that suite.json names; a line on it.
+
+    UserError where the file is gone, does not fit, or is not the one that `weights` stand for.
+    """
+    path = Path(read_json(suite_dir / "suite.json", "run `bench run` again")["backbone_weights"])
+    if not path.is_file():
+        raise UserError(f"{path} is gone: give the weights again with --backbone-weights")
+    if sha256_of(path) != weights.sha256:
+        raise UserError(f"{path} has changed since this run was planned: run the same command again")
+    try:
+        return str(load_published(model, path, SHARED))
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
 
 
 def batch_loss(model: nn.Module, batch: Batch, precision: str, generator: torch.Generator) -> Tensor:

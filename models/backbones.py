@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import timm
 import torch
+from timm.layers import LayerNorm2d
 from timm.models.focalnet import FocalNet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ class FeaturePyramidNeck(nn.Module):
 
     def __init__(self, channels: list[int], width: int = 256):
         super().__init__()
+        self.channels = [width] * len(channels)
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -26,6 +28,19 @@ class FeaturePyramidNeck(nn.Module):
         out = [conv(x) for conv, x in zip(self.lateral, maps, strict=True)]
         out[2] = out[2] + F.interpolate(out[3], scale_factor=2.0, mode="nearest")
         return out
+
+
+class OutputNorms(nn.Module):
+    """X-Decoder's end of FocalNet: a LayerNorm over the channels of each map, which the next stage does not see."""
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        self.channels = channels
+        self.norms = nn.ModuleList(LayerNorm2d(c, eps=1e-5) for c in channels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Four maps (B, C_i, H_i, W_i) -> the same, normalised."""
+        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
 
 
 class Backbone(nn.Module):
@@ -39,11 +54,11 @@ class Backbone(nn.Module):
         trunk: nn.Module,
         channels: list[int],
         features: Callable[[nn.Module, Tensor], list[Tensor]],
-        neck: FeaturePyramidNeck | None = None,
+        neck: FeaturePyramidNeck | OutputNorms | None = None,
     ):
         super().__init__()
         self.trunk, self.neck, self._features = trunk, neck, features
-        self.channels = [neck.lateral[0].out_channels] * 4 if neck is not None else channels
+        self.channels = neck.channels if neck is not None else channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W), normalised -> maps (B, C_i, ceil(H / s), ceil(W / s)) for s in 4, 8, 16, 32."""
@@ -72,7 +87,9 @@ def hiera(name: str, neck: bool = True, **overrides) -> Backbone:
 
 def _focal(**sizes) -> Backbone:
     trunk = FocalNet(num_classes=0, **sizes)
-    return Backbone(trunk, [info["num_chs"] for info in trunk.feature_info], _intermediates)
+    trunk.norm = nn.Identity()  # the classifier's
+    channels = [info["num_chs"] for info in trunk.feature_info]
+    return Backbone(trunk, channels, _intermediates, OutputNorms(channels))
 
 
 # The paper's three, two mid sizes, and two for CPUs. Hiera is SAM 2's variant.

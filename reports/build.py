@@ -24,6 +24,7 @@ from reports.aggregate import (
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
 from reports.load import SuiteResults, load_suite
+from reports.sampling import sampling_png, suite_rows
 from reports.statistics import DRAWS, Bootstrap, cluster_bootstrap, differences
 from reports.strata import ALL, GROUPS, SMALL, members
 from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdown
@@ -221,7 +222,7 @@ def run_table(results: SuiteResults) -> Table:
 
 
 def draw(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> tuple[list[Picture], list[str]]:
-    """The three figures, and notes on what could not be drawn."""
+    """The figures, and notes on what could not be drawn."""
     pictures = [
         Picture(
             "dice_vs_size",
@@ -245,7 +246,17 @@ def draw(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap
             "column shows the whole image."
         )
         pictures.append(Picture("overlays", "Masks of all methods", caption, png))
-    return pictures, notes
+    rows, unseen = suite_rows(results)
+    if rows:
+        title = "Dark: no query attends there; the brighter, the more queries do; truth outlined red"
+        caption = (
+            "The patches that each decoder layer attends to, as in Fig. 4 of the paper, on test objects chosen by the "
+            "truth alone: the smallest of a data set. Kept: the mean share of the tokens that one query attends to, "
+            "and the share that any query does."
+        )
+        png = sampling_png(rows, f"{title} (phantom data)" if results.phantom else title)
+        pictures.append(Picture("sampling", "Sampled patches", caption, png))
+    return pictures, notes + unseen
 
 
 def gap_lines(results: SuiteResults, grid: Grid) -> list[str]:

@@ -151,7 +151,7 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
             notes.append(f"overlays: no run kept its mask of {case.dataset}/{case.image_id}, {case.object}")
             continue
         try:
-            image, truth = _read_case(results.data[case.dataset], files, (case.height, case.width))
+            image, truth = read_case(results.data[case.dataset], files, (case.height, case.width))
         except (UserError, KeyError, ValueError) as error:
             notes.append(f"overlays: {case.dataset}/{case.image_id}, {case.object} is not drawn: {error}")
             continue
@@ -215,7 +215,7 @@ def _dice_of(records: pd.DataFrame) -> dict[tuple, float]:
     return dict(zip(keys, values, strict=True))
 
 
-def _read_case(folder: Path, files: dict, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_case(folder: Path, files: dict, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image (height, width, 3) uint8 and truth (height, width) bool."""
     image, truth = load_image(folder / files["image_file"]), load_mask(folder / files["mask_file"])
     if image.shape[:2] != shape or truth.shape != shape:

@@ -1,6 +1,9 @@
 """Fixtures of more than one test folder: a tiny data set in the BiomedParse layout, and the shared reference data."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +50,7 @@ def write_layout(root: Path, split: str, items: list[tuple[str, str, np.ndarray,
     (root / f"{split}.json").write_text(json.dumps(content))
 
 
-@pytest.fixture
-def toy(tmp_path) -> Path:
+def write_toy(root: Path) -> Path:
     """Bright squares ("block") and dark discs ("dark disc") anywhere on noise: 5 + 2 patients of 2 slices."""
     rng = np.random.default_rng(0)
     height, width = 48, 40
@@ -65,10 +67,29 @@ def toy(tmp_path) -> Path:
         masks = {"block": block, "dark disc": disc}
         return f"p{patient}-z{place}_toy", f"p{patient}", image.clip(0, 255).astype(np.uint8), masks
 
-    root = tmp_path / "toy"
     for split, patients in (("train", range(5)), ("test", range(5, 7))):
         write_layout(root, split, [item(patient, place) for patient in patients for place in range(2)])
     return root
+
+
+@pytest.fixture
+def toy(tmp_path) -> Path:
+    """The data set of `write_toy`."""
+    return write_toy(tmp_path / "toy")
+
+
+@pytest.fixture(scope="session")
+def toy_runs(tmp_path_factory) -> Path:
+    """A folder with toy/ and runs/: the smoke suite's text-prompted decoders and the floor, by the command line."""
+    folder = tmp_path_factory.mktemp("toy_runs")
+    write_toy(folder / "toy")
+    methods = "boltzformer,seem,sam,location_prior"
+    command = [sys.executable, "-m", "bench", "run", "--suite", "smoke", "--data", "toy", "--methods", methods]
+    command += ["--executor", "local", "--name", "toy"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody there
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder
 
 
 @pytest.fixture

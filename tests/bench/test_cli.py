@@ -29,7 +29,7 @@ def bench(*words, **environment):
 
 
 def test_help_needs_nothing_heavy():
-    heavy = ("torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pydantic", "rich.console")
+    heavy = ("torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pydantic", "rich.console", "PIL")
     code = f"import sys; import bench.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -47,7 +47,7 @@ def test_suites_and_methods_are_listed_without_torch_ray_or_mlflow():
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["report"], ["list"], ["ui"], ["data", "check"], ["data", "stats"], ["data", "preview"]],
+    [[], ["run"], ["predict"], ["report"], ["list"], ["ui"], ["data", "check"], ["data", "stats"], ["data", "preview"]],
 )
 def test_every_command_explains_itself_with_an_example(command):
     result = RUNNER.invoke(cli.app, [*command, "--help"])

@@ -1,0 +1,28 @@
+from bench.spec import RunSpec, Weights, sha256_of
+
+PLAIN = {
+    "suite": "main",
+    "profile": "laptop",
+    "method": "sam",
+    "backbone": "hiera_s",
+    "seed": 0,
+    "split_hash": "0" * 12,
+}
+
+
+def test_a_run_without_weights_keeps_the_id_it_had_before_there_were_any():
+    assert RunSpec(**PLAIN).run_id == "sam-hiera_s-seed0-cef0bd57b7"
+    old = RunSpec(**PLAIN).model_dump(mode="json", exclude={"weights"})
+    assert RunSpec.model_validate(old) == RunSpec(**PLAIN)
+
+
+def test_the_id_follows_the_content_of_the_weights(tmp_path):
+    ids = {RunSpec(**PLAIN).run_id}
+    for content in (b"one", b"two"):
+        (tmp_path / "w.pt").write_bytes(content)
+        weights = Weights(file="w.pt", sha256=sha256_of(tmp_path / "w.pt"), parts=("backbone",))
+        ids.add(RunSpec(**PLAIN, weights=weights).run_id)
+    assert len(ids) == 3
+    # printf one | sha256sum
+    (tmp_path / "w.pt").write_bytes(b"one")
+    assert sha256_of(tmp_path / "w.pt") == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"

@@ -5,30 +5,24 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.data.dataset import load_image
 from bench.data.geometry import image_to_square, masks_from_logits
 from bench.interface import Log, Prediction, Sample
 
 
-@contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass: "fp32", "bf16", or "auto", which is bf16 where the hardware multiplies in it."""
-    if precision == "auto":
-        precision = "bf16" if _has_bf16(device) else "fp32"
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"))
-        if device.type == "cpu" and precision == "bf16" and torch.is_grad_enabled():
-            # the backward pass of torch's fused CPU attention is slow in bf16 on short sequences, such as windows: a
-            # training step takes 1.3 x as long as with the plain one
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device, precision))
+
+
+def computes_in_bf16(device: torch.device, precision: str) -> bool:
+    """Whether `precision` ("fp32", "bf16" or "auto") means bf16 on `device`."""
+    return precision == "bf16" or (precision == "auto" and _has_bf16(device))
 
 
 def _has_bf16(device: torch.device) -> bool:

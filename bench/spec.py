@@ -30,6 +30,7 @@ class Recipe(Frozen):
     warmup_steps: int = 50
     clip_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False  # image features are computed again in the backward pass: less memory, slower
     validate_every: int = 100  # steps
     patience: int = 5  # validations without a lower loss before the run stops early
     # how often a data set is drawn, by its number of images n: proportional (n), square-root (n ** 0.5), uniform (1)

@@ -6,18 +6,20 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.atomic import read_json, write_file
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
 from bench.environment import torch_device
 from bench.errors import UserError
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
-from bench.predict import autocast, generator_for, predict_samples
+from bench.predict import autocast, computes_in_bf16, generator_for, predict_samples
 from bench.spec import Recipe, RunSpec, Weights, sha256_of
 from models.checkpoints import SHARED, CheckpointError, load_published
 from models.losses import segmentation_loss
@@ -45,6 +47,7 @@ class TrainedSegmenter:
         model = self.build()
         notes = [] if self.spec.weights is None else [load_weights(model, self.spec.weights, run_dir.parent)]
         model.to(device)
+        model.image_encoder.recompute = recipe.gradient_checkpointing
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
         sampling = torch.Generator(device).manual_seed(seed)
@@ -55,10 +58,11 @@ class TrainedSegmenter:
         for step in range(1, recipe.steps + 1):
             model.train()
             batch = to_device(next(batches), device)
-            loss = batch_loss(model, batch, recipe.precision, sampling)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the training loss is {loss.item()} at step {step}")
-            loss.backward()
+            with attention_kernels(device, recipe.precision):
+                loss = batch_loss(model, batch, recipe.precision, sampling)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"the training loss is {loss.item()} at step {step}")
+                loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -79,12 +83,13 @@ class TrainedSegmenter:
                 if worse >= recipe.patience:
                     break
 
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.model = self._load(run_dir, model)
         stopped = f"weights of step {best_step}" + ("" if step == recipe.steps else f", stopped at {step}")
         return FitSummary(
             budget=f"{step} steps x {recipe.batch_images} images ({stopped})",
             train_seconds=time.perf_counter() - start,
-            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            parameters=trained,
             images_seen=images_seen,
             best_val_dice=best_dice,
             notes=notes,
@@ -104,7 +109,7 @@ class TrainedSegmenter:
     def _load(self, run_dir: Path, model: nn.Module) -> nn.Module:
         device = next(model.parameters()).device
         model.load_state_dict(torch.load(run_dir / CHECKPOINT, map_location=device, weights_only=True))
-        return model
+        return model.requires_grad_(False)  # nothing trains any more: the text encoder may keep what it has encoded
 
 
 def load_weights(model: nn.Module, weights: Weights, suite_dir: Path) -> str:
@@ -121,6 +126,18 @@ def load_weights(model: nn.Module, weights: Weights, suite_dir: Path) -> str:
         return str(load_published(model, path, SHARED))
     except CheckpointError as error:
         raise UserError(str(error)) from None
+
+
+@contextmanager
+def attention_kernels(device: torch.device, precision: str) -> Iterator[None]:
+    """For forward and backward pass of a training step: on a CPU in bf16, torch's plain attention.
+
+    The backward pass of the fused one is slow there on short sequences, such as windows: a step of the laptop profile
+    takes 1.3 x as long.
+    """
+    plain = device.type == "cpu" and computes_in_bf16(device, precision)
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        yield
 
 
 def batch_loss(model: nn.Module, batch: Batch, precision: str, generator: torch.Generator) -> Tensor:

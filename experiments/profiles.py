@@ -105,6 +105,7 @@ PAPER = Profile(
         prompts_per_image=4,
         learning_rate=2e-5,
         warmup_steps=500,
+        gradient_checkpointing=True,
         validate_every=225,
     ),
     model=FULL,

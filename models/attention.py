@@ -143,17 +143,18 @@ def cheapest_path(query: Tensor, features: Tensor, counts: Tensor | None) -> Pat
     """
     prompts, queries, heads, _ = query.shape
     images, tokens, width = features.shape
-    rows = prompts * queries
+    rows = prompts * queries  # costs are in operations of a large matrix product
     costs: dict[Path, float] = {
         "projected": 4 * images * tokens * width**2 + 4 * rows * tokens * width,
         "absorbed": 4 * rows * heads * tokens * width,
     }
     if counts is not None:
-        costs["gathered"] = 4 * heads * int(counts.sum()) * width + rows * CALL
+        costs["gathered"] = GATHER * 4 * heads * int(counts.sum()) * width + CALLS * rows
     return min(costs, key=costs.get)
 
 
-CALL = 3e6
+# `bench profile attention`: a gathered token costs so much more than its operations, and a query's calls so many
+GATHER, CALLS = 2.3, 3e6
 
 
 class SelfAttention(nn.Module):

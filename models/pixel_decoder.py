@@ -56,16 +56,23 @@ class PixelDecoder(nn.Module):
 
         The list ends at `finest`, and S is None unless that is 4.
         """
+        return self.split(self.pyramid(maps))
+
+    def split(self, pyramid: list[Tensor]) -> tuple[list[Tensor], SemanticMap | None]:
+        """The output of `forward` from that of `pyramid`."""
+        return pyramid[:3], None if self.mask_features is None else SemanticMap(pyramid[3], self.mask_features)
+
+    def pyramid(self, maps: list[Tensor]) -> list[Tensor]:
+        """V at strides 32, 16, ... down to `finest`."""
         coarse = self.input_projection(maps[3])
-        rows, columns = coarse.shape[2:]
-        width = coarse.shape[1]
+        width, rows, columns = coarse.shape[1:]
         tokens = coarse.flatten(2).transpose(1, 2)
         position = sine_position(rows, columns, width, coarse.device)
         for layer in self.encoder:
             tokens = layer(tokens, position)
         x = self.output32(tokens.transpose(1, 2).unflatten(2, (rows, columns)))
-        visual = [x]
+        pyramid = [x]
         for lateral, output, finer in zip(self.laterals, self.outputs, maps[2::-1], strict=False):
             x = output(lateral(finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest"))
-            visual.append(x)
-        return visual[:3], None if self.mask_features is None else SemanticMap(visual[3], self.mask_features)
+            pyramid.append(x)
+        return pyramid

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.backbones import build_backbone, normalise
 from models.config import ModelConfig
@@ -34,6 +36,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, backbone: str, config: ModelConfig, finest: int = 4):
         super().__init__()
+        self.recompute = False  # gradient checkpointing: the backward pass computes what it needs once more
         self.backbone = build_backbone(backbone)
         self.pixel_decoder = PixelDecoder(
             self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers, finest
@@ -44,8 +47,10 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> ImageFeatures:
         """RGB (B, 3, H, W) in 0..255."""
         images = normalise(images)
-        maps = [m.contiguous(memory_format=torch.channels_last) for m in self.backbone(images)]
-        visual, semantic = self.pixel_decoder(maps)
+        recompute = self.recompute and torch.is_grad_enabled()
+        run = partial(checkpoint, use_reentrant=False) if recompute else lambda part, inputs: part(inputs)
+        maps = [m.contiguous(memory_format=torch.channels_last) for m in run(self.backbone, images)]
+        visual, semantic = self.pixel_decoder.split(run(self.pixel_decoder.pyramid, maps))
         return ImageFeatures(images, visual, semantic)
 
 

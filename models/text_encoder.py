@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -39,6 +40,8 @@ class TextEncoder(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, output: int, context_length: int = 77):
         super().__init__()
         self.context_length = context_length
+        self._cache: dict[str, Tensor] = {}  # prompt -> its tokens (T, output), while the weights are frozen
+        self._cache_state: tuple | None = None
         config = CLIPTextConfig(
             hidden_size=width,
             intermediate_size=4 * width,
@@ -54,15 +57,34 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """P prompts -> tokens (P, T, output), zero where padded, and padding (P, T) bool, True = not a token.
 
-        Equal prompts are encoded once.
+        Equal prompts are encoded once; where no parameter is trained, once for all calls.
         """
+        if not any(p.requires_grad for p in self.parameters()):
+            return self._remembered(prompts)
         unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        ids, attention = tokenize(list(unique), self.context_length)
-        device = self.projection.weight.device
-        tokens = self.encode(ids.to(device), attention.to(device))
-        rows = torch.tensor([unique[prompt] for prompt in prompts], device=device)
-        padding = attention.to(device)[rows] == 0
+        tokens, attention = self._encode(list(unique))
+        rows = torch.tensor([unique[prompt] for prompt in prompts], device=tokens.device)
+        padding = attention[rows] == 0
         return tokens[rows].masked_fill(padding[..., None], 0.0), padding
+
+    def _remembered(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """`forward` from the cache. Each prompt is encoded alone, so its tokens do not depend on who came with it."""
+        device = self.projection.weight.device
+        state = (device, torch.is_autocast_enabled(device.type), sum(p._version for p in self.parameters()))
+        if state != self._cache_state:
+            self._cache_state, self._cache = state, {}
+        with torch.inference_mode(False), torch.no_grad():  # what is kept while predicting must serve in training too
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in self._cache:
+                    self._cache[prompt] = self._encode([prompt])[0][0]
+        tokens = pad_sequence([self._cache[prompt] for prompt in prompts], batch_first=True)
+        lengths = torch.tensor([len(self._cache[prompt]) for prompt in prompts], device=device)
+        return tokens, torch.arange(tokens.shape[1], device=device) >= lengths[:, None]
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        ids, attention = tokenize(prompts, self.context_length)
+        device = self.projection.weight.device
+        return self.encode(ids.to(device), attention.to(device)), attention.to(device)
 
     def encode(self, ids: Tensor, attention: Tensor) -> Tensor:
         """Token ids and attention mask (P, T) -> (P, T, output)."""

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from itertools import islice, pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from bench.train import TrainedSegmenter, batch_loss, validate, warmup_cosine
 from models.backbones import build_backbone
 from models.config import ModelConfig
 from models.losses import segmentation_loss
+from models.plain import plain_forward
 
 MODEL = ModelConfig(
     width=32, heads=4, feedforward=64, layers=3, queries=4, pixel_layers=1, text_width=32, text_layers=1, text_heads=2
@@ -85,6 +87,33 @@ def test_learns_a_batch_by_heart(method, toy, tmp_path):
     assert disc.any()
 
 
+@pytest.mark.parametrize("width", [32, 96])  # S made whole, and folded into the masks
+@pytest.mark.parametrize("method", ["boltzformer", "seem"])
+def test_the_fast_way_trains_as_the_plain_one(method, width, toy, tmp_path):
+    """The same draws, a few optimizer steps: the losses and the weights stay together."""
+    spec = spec_of(method)
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"width": width})})
+    data = decode(load_dataset(toy).train[:4], 64, tmp_path / "cache")
+    losses, weights = {}, {}
+    for way in ("fast", "plain"):
+        torch.manual_seed(0)
+        model = METHODS[method].build(spec).build()
+        forward = model if way == "fast" else partial(plain_forward, model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)  # Adam would turn rounding into steps
+        batches, generator = training_batches(data, RECIPE, 0), torch.Generator().manual_seed(0)
+        losses[way] = []
+        for _ in range(5):
+            loss = batch_loss(forward, next(batches), "fp32", generator)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[way].append(loss.item())
+        weights[way] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert losses["fast"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["fast"][0] != losses["fast"][-1]
+    torch.testing.assert_close(weights["fast"], weights["plain"], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", SEGMENTERS)
 def test_every_trainable_parameter_gets_a_gradient(method, toy, tmp_path):
     data = decode(load_dataset(toy).train[:4], 64, tmp_path / "cache")
@@ -106,7 +135,8 @@ def test_fit_predict_and_load(toy, tmp_path):
     run_dir.mkdir(parents=True)
     summary = method.fit(splits.train, splits.val, run_dir, log)
     assert summary.images_seen == 24
-    assert summary.parameters == sum(p.numel() for p in method.model.parameters() if p.requires_grad)
+    assert summary.parameters == sum(p.numel() for p in method.build().parameters() if p.requires_grad)
+    assert not any(p.requires_grad for p in method.model.parameters())
     assert {step for step, point in log.points.items() if "val_dice" in point} == {2, 4, 6}
     predictions = list(method.predict(splits.test, log))
     assert [(p.sample.image_id, p.target.object) for p in predictions] == [

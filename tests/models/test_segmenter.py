@@ -59,3 +59,44 @@ def test_equal_prompts_are_encoded_once_and_padding_is_zero():
     assert torch.equal(tokens[0], tokens[2])
     assert padding.sum(1).tolist()[0] == 0 < padding.sum(1).tolist()[1]
     assert (tokens[padding] == 0).all()
+
+
+def test_a_frozen_text_encoder_remembers_prompts():
+    torch.manual_seed(0)
+    encoder = TextEncoder(32, 1, 2, 16).eval()
+    expected = encoder(PROMPTS)
+    encoder.requires_grad_(False)
+    seen = []
+    encoder.transformer.register_forward_hook(lambda *args: seen.append(1) or None)
+    with torch.inference_mode():
+        encoder(PROMPTS[:1])
+        tokens, padding = encoder(PROMPTS)
+    assert len(seen) == 3
+    torch.testing.assert_close(tokens, expected[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(padding, expected[1])
+    alone, _ = encoder(PROMPTS[2:])  # whoever came with it, a prompt's tokens are the same to the bit
+    assert torch.equal(alone[0], tokens[2][: alone.shape[1]])
+    assert len(seen) == 3
+
+    # another state forgets them
+    encoder.load_state_dict({name: value * 2 for name, value in encoder.state_dict().items()})
+    assert not torch.equal(encoder(PROMPTS[2:])[0], alone)
+
+
+@pytest.mark.parametrize("backbone", ["hiera_xt", "focal_xt"])
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(backbone):
+    images, index = torch.rand(2, 3, 64, 64) * 255, torch.tensor([0, 0, 1])
+    results = {}
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = BoltzFormer(backbone, CONFIG).train()
+        model.image_encoder.recompute = recompute
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            logits = model(images, PROMPTS, index, generator=torch.Generator().manual_seed(0))
+        logits.square().mean().backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results[recompute] = logits.detach(), gradients, sum(kept)
+    torch.testing.assert_close(results[True][0], results[False][0])
+    torch.testing.assert_close(results[True][1], results[False][1], rtol=1e-4, atol=1e-6)
+    assert results[True][2] < 0.6 * results[False][2]

@@ -113,7 +113,10 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     records, predictions = collect(spec, splits, method, log)
     write_table(predictions, run_dir / "predictions.parquet")
     write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)
-    leave_sampling(method, splits.test, records, predictions, run_dir)
+    try:
+        leave_sampling(method, splits.test, records, predictions, run_dir)
+    except Exception as error:  # a figure is no reason to lose a trial
+        fit.notes.append(f"no sampling figure: {_one_line(error)}")
     if tracker is not None:
         names = ("records.parquet", "spec.json", "env.json", "model.pt", "location_prior.npz", "nnunet")
         tracker.artifacts(*(run_dir / name for name in names))  # those that the method has left

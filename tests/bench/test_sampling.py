@@ -9,7 +9,7 @@ from bench.data.dataset import load_dataset, load_image, load_mask
 from bench.data.geometry import image_to_square
 from bench.methods import METHODS
 from bench.predict import generator_for, predict_logits
-from bench.sampling import chooses_tokens, predict_sampled, smallest
+from bench.sampling import chooses_tokens, predict_sampled, typical
 from bench.spec import RunSpec
 from reports.build import build_report
 from reports.sampling import load_cases
@@ -63,14 +63,14 @@ def test_sam_has_nothing_to_show(toy_runs):
     assert names == {"boltzformer": True, "seem": True, "sam": False, "location_prior": False}
 
 
-def test_a_trial_leaves_the_smallest_object_with_the_tokens_of_its_prediction(toy_runs):
+def test_a_trial_leaves_the_median_object_with_the_tokens_of_its_prediction(toy_runs):
     dataset = load_dataset(toy_runs / "toy")
     areas = {
         (sample.image_id, target.object): load_mask(target.mask_file).sum()
         for sample in dataset.test
         for target in sample.targets
     }
-    image_id, name = min(areas, key=lambda key: (areas[key], key))
+    image_id, name = sorted(areas, key=lambda key: (areas[key], key))[(len(areas) - 1) // 2]
     for method in ("boltzformer", "seem"):
         (case,) = load_cases(run_of(toy_runs, method) / "sampling.npz")
         assert (case.dataset, case.image_id, case.object) == ("toy", image_id, name)
@@ -95,13 +95,13 @@ def test_the_cases_are_chosen_by_the_truth_alone():
     ]
     frame = pd.DataFrame(rows).query("area_px > 0")
     frame["share"] = frame["area_px"] / (frame["height"] * frame["width"])
-    expected = (
-        frame.loc[frame.groupby("dataset")["share"].idxmin()].sort_values(["share", "dataset"])["image_id"].tolist()
-    )
-    assert [rows[place]["image_id"] for place in smallest(rows)] == expected[:4]
+    middle = frame.groupby("dataset")["share"].quantile(0.5, interpolation="lower")
+    chosen = frame[frame["share"] == frame["dataset"].map(middle)].drop_duplicates("dataset")
+    expected = chosen.sort_values(["share", "dataset"])["image_id"].tolist()
+    assert [rows[place]["image_id"] for place in typical(rows)] == expected[:4]
     turned = rows[::-1]
-    assert [turned[place]["image_id"] for place in smallest(turned)] == expected[:4]
-    assert smallest([row | {"area_px": 0} for row in rows]) == []
+    assert [turned[place]["image_id"] for place in typical(turned)] == expected[:4]
+    assert typical([row | {"area_px": 0} for row in rows]) == []
 
 
 def test_the_report_of_a_suite_shows_the_sampling_of_both_methods(toy_runs, tmp_path):

@@ -19,9 +19,11 @@ def boltzmann_distribution(logits: Tensor, temperature: float) -> Tensor:
     return torch.softmax(torch.sigmoid(logits.float()) / temperature, dim=-1)
 
 
+@torch.no_grad()
 def miss_probability(distribution: Tensor, trials: int) -> Tensor:
-    """(1 - p)^N: the chance that a token is in none of N independent draws (footnote 1)."""
-    return torch.exp(trials * torch.log1p(-distribution.clamp(max=1 - 1e-7)))
+    """(1 - p)^N: the chance that a token is in none of N independent draws (footnote 1), without a gradient."""
+    # in place: with many queries the passes over memory are what sampling costs
+    return distribution.neg().clamp_(min=-1 + 1e-7).log1p_().mul_(trials).exp_()
 
 
 def sample_tokens(logits: Tensor, temperature: float, ratio: float, noise: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def sample_tokens(logits: Tensor, temperature: float, ratio: float, noise: Tenso
     with torch.no_grad():
         trials = int(ratio * logits.shape[-1])
         keep = noise >= miss_probability(boltzmann_distribution(logits, temperature), trials)
-        return keep | ~keep.any(dim=-1, keepdim=True)
+        return keep.logical_or_(~keep.any(dim=-1, keepdim=True))
 
 
 def threshold_tokens(logits: Tensor, threshold: float = 0.5) -> Tensor:

@@ -97,7 +97,6 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     from bench import environment
     from bench.data.splits import load_splits
     from bench.methods import METHODS
-    from bench.sampling import leave_sampling
 
     splits = load_splits(suite_dir / "splits.json")
     if splits.hash != spec.split_hash:
@@ -114,6 +113,8 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     write_table(predictions, run_dir / "predictions.parquet")
     write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)
     try:
+        from bench.sampling import leave_sampling
+
         leave_sampling(method, splits.test, records, predictions, run_dir)
     except Exception as error:  # a figure is no reason to lose a trial
         fit.notes.append(f"no sampling figure: {_one_line(error)}")

@@ -210,7 +210,9 @@ def make_plan(
         for backbone in (choice.backbones if METHODS[method].uses_backbone else ("-",))
         for seed in choice.seeds
     ]
-    name = request.name or "-".join([choice.suite.name, *(data.name for data in datasets or () if not data.phantom)])
+    parts = [choice.suite.name, *(data.name for data in datasets or () if not data.phantom)]
+    parts += [] if weights is None else [weights.path.stem]
+    name = request.name or "-".join(parts)
     if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
         raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
     return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs), weights)

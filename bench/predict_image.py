@@ -88,10 +88,12 @@ def predict_image(
     from reports.sampling import SamplingRow, sampling_gif, sampling_png
 
     seed_everything(spec.seed)  # for the repeatable kernels; the sampling has a generator of its own
+    _fits_context(prompts, spec)
     method = _load(spec, run_dir)
     model = method.model.eval()
     if show_sampling and not chooses_tokens(model):
         raise UserError(f"--show-sampling: {spec.method} attends to every token; boltzformer and seem choose some")
+    _make(folder)
     square = image_to_square(image, method.recipe.image_size)
     generator = generator_for(image_id(file), spec.seed, next(model.parameters()).device)
     if show_sampling:
@@ -136,8 +138,8 @@ def find_run(name: str, runs_dir: Path) -> Path:
     if not runs:
         raise UserError(f"no run '{name}': {runs_dir} holds none; start with `bench run`, or name --runs-dir")
 
-    def names(run: Path) -> tuple[str, str]:
-        return run.name, f"{run.parent.name}/{run.name}"
+    def names(run: Path) -> tuple[str, ...]:
+        return run.name, f"{run.parent.name}/{run.name}", str(run)
 
     found = [run for run in runs if name in names(run)]
     for beginning in (f"{name}-", name):  # "sam" is rather sam-hiera_xt-... than sam2-...
@@ -173,6 +175,25 @@ def _checked(prompts: Sequence[str]) -> list[str]:
     if not prompts or "" in prompts:
         raise UserError('--prompt is empty: say what to look for, as in --prompt "lung nodule in CT"')
     return prompts
+
+
+def _fits_context(prompts: Sequence[str], spec: RunSpec) -> None:
+    """UserError for a prompt of which the model would not read the end."""
+    from models.text_encoder import tokenize
+
+    context = spec.model.context_length
+    for prompt in prompts:
+        count = tokenize([prompt], 10_000)[0].shape[1]
+        if count > context:
+            raise UserError(f"--prompt '{prompt[:40]}...' has {count} tokens and the model reads {context}: shorten it")
+
+
+def _make(folder: Path) -> None:
+    """The folder of the results."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made ({error.strerror}): name another folder") from None
 
 
 def _segmenter_spec(run_dir: Path) -> RunSpec:

@@ -171,7 +171,7 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
             spec = RunSpec.model_validate_json((plan.folder / run_id / "spec.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if spec == now(spec):
+        if spec == now(spec) and spec.run_id == run_id:
             specs.setdefault((spec.method, spec.backbone, spec.seed), spec)
     methods, backbones = plan.choice.suite.methods, plan.choice.profile.backbones
 

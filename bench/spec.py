@@ -92,6 +92,14 @@ class Weights(Frozen):
     parts: tuple[str, ...]  # what they fill, by the names of models.checkpoints.PARTS
 
 
+# Fields that came after the first runs, left out of a run's hash at their defaults: (part of the spec, field, default).
+ADDED = (
+    (None, "weights", None),
+    ("recipe", "gradient_checkpointing", False),
+    ("model", "compare_per_head", False),
+)
+
+
 class RunSpec(Frozen):
     """One trial. Two runs with equal specs are the same run; its id is a hash of everything here."""
 
@@ -110,8 +118,10 @@ class RunSpec(Frozen):
     def hash(self) -> str:
         """The first 10 hex digits of the SHA-256 of the spec as canonical JSON."""
         value = self.model_dump(mode="json")
-        if self.weights is None:
-            del value["weights"]  # runs made before there was this field keep their ids
+        for part, name, default in ADDED:  # runs made before there were these fields keep their ids
+            holder = value if part is None else value[part]
+            if holder is not None and holder[name] == default:
+                del holder[name]
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -58,7 +58,7 @@ class TrainedSegmenter:
         for step in range(1, recipe.steps + 1):
             model.train()
             batch = to_device(next(batches), device)
-            with attention_kernels(device, recipe.precision):
+            with attention_kernels(device, recipe):
                 loss = batch_loss(model, batch, recipe.precision, sampling)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"the training loss is {loss.item()} at step {step}")
@@ -129,13 +129,13 @@ def load_weights(model: nn.Module, weights: Weights, suite_dir: Path) -> str:
 
 
 @contextmanager
-def attention_kernels(device: torch.device, precision: str) -> Iterator[None]:
-    """For forward and backward pass of a training step: on a CPU in bf16, torch's plain attention.
+def attention_kernels(device: torch.device, recipe: Recipe) -> Iterator[None]:
+    """For forward and backward pass of a training step: on a CPU in bf16, small images get torch's plain attention.
 
     The backward pass of the fused one is slow there on short sequences, such as windows: a step of the laptop profile
-    takes 1.3 x as long.
+    takes 1.3 x as long. On large images the plain one would keep the weights of all pairs of tokens.
     """
-    plain = device.type == "cpu" and computes_in_bf16(device, precision)
+    plain = device.type == "cpu" and recipe.image_size <= 512 and computes_in_bf16(device, recipe.precision)
     with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from models.gathered import gathered_attention, token_sets
 from models.position import sine_position, sine_tables
 
-Path = Literal["projected", "union", "absorbed", "gathered"]
+Path = Literal["projected", "absorbed", "gathered"]
 
 
 class CrossAttention(nn.Module):
@@ -21,13 +21,11 @@ class CrossAttention(nn.Module):
 
     One function, computed in the form that costs least for the call (`cheapest_path`); the forms agree to rounding:
 
-    - projected: keys and values of all tokens, a boolean mask.
-    - union: the same on the tokens that any query of any prompt keeps.
+    - projected: keys and values of all tokens, a boolean mask: for small grids and many queries.
     - absorbed: no token is projected. q . (W_K x) = (W_K^T q) . x and sum_t w_t W_V x_t = W_V sum_t w_t x_t, so the
-      h absorbed queries of width d read the features as they are.
-    - gathered: absorbed, and each query reads its own tokens only.
-
-    Attention weights are not materialised beyond the kept tokens.
+      h absorbed queries of width d read the features as they are: for few queries.
+    - gathered: absorbed, and each query reads its own tokens only: for large grids. Not chosen on a GPU, where the
+      sizes of the sets would have to be waited for.
     """
 
     def __init__(self, width: int, heads: int):
@@ -67,12 +65,8 @@ class CrossAttention(nn.Module):
         counts = None if keep is None or features.is_cuda else keep.sum(-1)  # reading sizes would wait for the GPU
         if path is None:
             path = cheapest_path(query, features, counts)
-        if path == "union" and keep is not None:
-            features, keep, place = _union(features, grid, image_index, keep)
-            attended = self._projected(query, features, place, value_bias, image_index, keep)
-        elif path in ("projected", "union"):
-            place = sine_position(*grid, features.shape[-1], features.device)
-            attended = self._projected(query, features, place, value_bias, image_index, keep)
+        if path == "projected":
+            attended = self._projected(query, features, grid, value_bias, image_index, keep)
         else:
             absorbed = torch.einsum("pmhc,hcd->pmhd", query, self._per_head(self.key)) / math.sqrt(query.shape[-1])
             if path == "absorbed" or keep is None:
@@ -85,8 +79,9 @@ class CrossAttention(nn.Module):
     def _per_head(self, projection: nn.Linear) -> Tensor:
         return projection.weight.unflatten(0, (self.heads, -1))  # (h, c, d)
 
-    def _projected(self, query, features, place, value_bias, image_index, keep) -> Tensor:
+    def _projected(self, query, features, grid, value_bias, image_index, keep) -> Tensor:
         """(P, m, h, c) -> (P, m, d) with the keys and values of all tokens."""
+        place = sine_position(*grid, features.shape[-1], features.device)
         key = F.linear(features + place.to(features.dtype), self.key.weight).unflatten(-1, (self.heads, -1))
         value = F.linear(features, self.value.weight, value_bias).unflatten(-1, (self.heads, -1))
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # (B, h, N, c)
@@ -127,13 +122,6 @@ class CrossAttention(nn.Module):
         row_bias, column_bias = absorbed[..., :half] @ rows.T, absorbed[..., half:] @ columns.T
         mixed = gathered_attention(absorbed, row_bias, column_bias, features, grid, sets)
         return mixed.unflatten(0, keep.shape[:2])
-
-
-def _union(features: Tensor, grid: tuple[int, int], image_index: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, mask and position of the tokens that any query of any prompt keeps, on any image."""
-    kept = keep.flatten(0, 1).any(0).nonzero().flatten()
-    place = sine_position(*grid, features.shape[-1], features.device)
-    return features.index_select(1, kept), keep.index_select(2, kept), place.index_select(0, kept)
 
 
 def cheapest_path(query: Tensor, features: Tensor, counts: Tensor | None) -> Path:

@@ -83,8 +83,9 @@ class Decoder(nn.Module):
             grid = visual[level].shape[-2:]
             keep = None
             if self.config.attention != "full":
-                with torch.no_grad():
-                    keep = choose(layer, semantic.logits_on(grid, self.embed(queries), image_index))
+                # not under no_grad: autocast would keep the weights it casts there, without a gradient, for the masks
+                embeddings = self.embed(queries).detach()
+                keep = choose(layer, semantic.logits_on(grid, embeddings, image_index))
             queries = self.cross_attention[layer](
                 queries, self.query_position.weight, tokens[level], grid, self.level.weight[level], image_index, keep
             )

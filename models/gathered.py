@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,13 @@ class _GatheredAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, weights, features, rows = ctx.saved_tensors
         bounds, grad = ctx.bounds, grad.contiguous()
         grad_query, grad_scores = torch.empty_like(query), torch.empty_like(weights)
-        grad_features = torch.zeros_like(features) if ctx.needs_input_grad[2] else None
+        # in fp32: a token may be kept by many queries
+        grad_features = torch.zeros_like(features, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         buffer = _buffer(features, bounds)
         for r, (start, end) in enumerate(pairwise(bounds)):
             x = torch.index_select(features, 0, rows[start:end], out=buffer[: end - start])
@@ -104,7 +107,9 @@ class _GatheredAttention(torch.autograd.Function):
             if grad_features is not None:
                 # x enters twice: as a key through the scores, as a value through the weights
                 both = torch.cat((scores, w)).T @ torch.cat((query[r], grad[r]))
-                grad_features.index_add_(0, rows[start:end], both)
+                grad_features.index_add_(0, rows[start:end], both.float())
+        if grad_features is not None:
+            grad_features = grad_features.to(features.dtype)
         return grad_query, grad_scores, grad_features, None, None
 
 

@@ -68,9 +68,13 @@ class TextEncoder(nn.Module):
         return tokens[rows].masked_fill(padding[..., None], 0.0), padding
 
     def _remembered(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """`forward` from the cache. Each prompt is encoded alone, so its tokens do not depend on who came with it."""
-        device = self.projection.weight.device
-        state = (device, torch.is_autocast_enabled(device.type), sum(p._version for p in self.parameters()))
+        """`forward` from the cache. Each prompt is encoded alone, so its tokens do not depend on who came with it.
+
+        Loading, moving or casting the weights empties the cache; writing to `parameter.data` does not.
+        """
+        weight = self.projection.weight
+        device, versions = weight.device, sum(p._version for p in self.parameters())
+        state = (device, weight.dtype, torch.is_autocast_enabled(device.type), versions)
         if state != self._cache_state:
             self._cache_state, self._cache = state, {}
         with torch.inference_mode(False), torch.no_grad():  # what is kept while predicting must serve in training too

@@ -80,6 +80,8 @@ def read_image(
         if window is not None:
             raise UserError(f"--window {window}: {file} has 8-bit colours, shown as they are; leave the option out")
         return plane.values, ", ".join(filter(None, (plane.place, AS_THEY_ARE)))
+    if not np.isfinite(plane.values).any():
+        raise UserError(f"{file} holds no number{f' at {plane.place}' if plane.place else ''}: choose another slice")
     low, high, how = shown or plane.window or _default_window(plane.values)
     grey = to_grey(plane.values, low, high)
     grey = 255 - grey if plane.inverted else grey
@@ -111,9 +113,10 @@ def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _default_window(values: np.ndarray) -> tuple[float, float, str]:
-    positive = values[values > 0]
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
     if not positive.size:
-        return float(np.nanmin(values)), float(np.nanmax(values)), "from the lowest to the highest value"
+        return float(finite.min()), float(finite.max()), "from the lowest to the highest value"
     low, high = np.percentile(positive, (0.5, 99.5))
     return low, high, f"0.5th to 99.5th percentile ({low:.4g} to {high:.4g})"
 

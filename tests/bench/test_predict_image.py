@@ -213,7 +213,9 @@ def digest(folder):
         ),
         (["--prompt", " "], "--prompt is empty"),
         (["--slice", "3"], "is a single picture"),
-        (["--out", "taken"], "taken cannot be used"),
+        (["--out", "taken"], "taken cannot be made"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere cannot be made"),
+        (["--prompt", "word " * 200], "tokens and the model reads 32: shorten it"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(toy_runs, tmp_path, words, message):

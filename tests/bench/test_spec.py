@@ -1,4 +1,7 @@
+from bench.methods import make_spec
 from bench.spec import RunSpec, Weights, sha256_of
+from experiments import SUITES
+from experiments.profiles import LAPTOP
 
 PLAIN = {
     "suite": "main",
@@ -14,6 +17,15 @@ def test_a_run_without_weights_keeps_the_id_it_had_before_there_were_any():
     assert RunSpec(**PLAIN).run_id == "sam-hiera_s-seed0-cef0bd57b7"
     old = RunSpec(**PLAIN).model_dump(mode="json", exclude={"weights"})
     assert RunSpec.model_validate(old) == RunSpec(**PLAIN)
+
+
+def test_a_trained_run_keeps_its_id_too():
+    spec = make_spec(SUITES["main"], LAPTOP, "sam", "hiera_xt", 0, "5eaf8bc100c7")
+    assert spec.run_id == "sam-hiera_xt-seed0-e02bac0ebe"
+    for changes in ({"recipe": {"gradient_checkpointing": True}}, {"model": {"compare_per_head": True}}):
+        ((part, change),) = changes.items()
+        other = spec.model_copy(update={part: getattr(spec, part).model_copy(update=change)})
+        assert other.run_id != spec.run_id
 
 
 def test_the_id_follows_the_content_of_the_weights(tmp_path):

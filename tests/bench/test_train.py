@@ -87,10 +87,12 @@ def test_learns_a_batch_by_heart(method, toy, tmp_path):
     assert disc.any()
 
 
+@pytest.mark.parametrize("path", ["projected", "absorbed", "gathered"])
 @pytest.mark.parametrize("width", [32, 96])  # S made whole, and folded into the masks
 @pytest.mark.parametrize("method", ["boltzformer", "seem"])
-def test_the_fast_way_trains_as_the_plain_one(method, width, toy, tmp_path):
+def test_the_fast_way_trains_as_the_plain_one(method, width, path, toy, tmp_path, monkeypatch):
     """The same draws, a few optimizer steps: the losses and the weights stay together."""
+    monkeypatch.setattr("models.attention.cheapest_path", lambda *args: path)
     spec = spec_of(method)
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"width": width})})
     data = decode(load_dataset(toy).train[:4], 64, tmp_path / "cache")
@@ -115,11 +117,12 @@ def test_the_fast_way_trains_as_the_plain_one(method, width, toy, tmp_path):
 
 
 @pytest.mark.parametrize("method", SEGMENTERS)
-def test_every_trainable_parameter_gets_a_gradient(method, toy, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_trainable_parameter_gets_a_gradient(method, precision, toy, tmp_path):
     data = decode(load_dataset(toy).train[:4], 64, tmp_path / "cache")
     trained = build(method)
     model = trained.build()
-    batch_loss(model, next(training_batches(data, RECIPE, 0)), "fp32", torch.Generator()).backward()
+    batch_loss(model, next(training_batches(data, RECIPE, 0)), precision, torch.Generator()).backward()
     without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     # the packages' heads for what a text prompt with one mask does not ask: other masks, their quality, presence
     other_masks = [f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)]

@@ -11,7 +11,7 @@ from models.gathered import token_sets
 from models.plain import plain_cross_attention
 from models.position import sine_position
 
-PATHS = ["projected", "union", "absorbed", "gathered"]
+PATHS = ["projected", "absorbed", "gathered"]
 WIDTH, HEADS, GRID = 32, 4, (6, 5)
 TOKENS = GRID[0] * GRID[1]
 
@@ -140,7 +140,7 @@ def test_no_form_projects_more_tokens_than_it_says(monkeypatch):
     keep[:] = False
     keep[..., :3] = True
     attention = build()
-    for path, projected in (("projected", TOKENS), ("union", 3), ("absorbed", 0), ("gathered", 0)):
+    for path, projected in (("projected", TOKENS), ("absorbed", 0), ("gathered", 0)):
         seen.clear()
         attention(queries, position, features, GRID, level, index, keep, path)
         assert [shape[1] for shape in seen if shape[1] != queries.shape[1]] == ([projected] * 2 if projected else [])

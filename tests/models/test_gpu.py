@@ -6,6 +6,7 @@ import torch
 from models.attention import CrossAttention
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.pigma import PiGMA
 from models.plain import plain_cross_attention, plain_forward
 from models.segmenter import BoltzFormer
 from models.semantic import SemanticMap
@@ -59,15 +60,22 @@ def test_every_form_of_attention(path):
 
 
 def test_the_decoder_does_not_wait_for_the_host():
-    decoder = Decoder(CONFIG).to(DEVICE).eval()
+    decoder, pigma = Decoder(CONFIG).to(DEVICE).eval(), PiGMA(CONFIG.queries).to(DEVICE)
+    convolution, images = torch.nn.Conv2d(64, 64, 3, padding=1).to(DEVICE), torch.randn(2, 3, 64, 64, device=DEVICE)
     visual = [torch.randn(2, 64, n, n, device=DEVICE) for n in (2, 4, 8)]
-    semantic, index = SemanticMap(torch.randn(2, 64, 16, 16, device=DEVICE)), torch.tensor([0, 1, 1], device=DEVICE)
+    features, index = torch.randn(2, 64, 16, 16, device=DEVICE), torch.tensor([0, 1, 1], device=DEVICE)
     text, padding = torch.randn(3, 5, 64, device=DEVICE), torch.zeros(3, 5, dtype=torch.bool, device=DEVICE)
+
+    def masks(generator):
+        semantic = SemanticMap(features, convolution)
+        semantic.plan(3 * pigma.masks)
+        return pigma(decoder(visual, semantic, text, padding, index, generator), semantic, images, index)
+
     with torch.inference_mode():
-        decoder(visual, semantic, text, padding, index, draws())  # what is cached once may wait
+        masks(draws())  # what is cached once may wait
         generator = draws()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            decoder(visual, semantic, text, padding, index, generator)
+            masks(generator)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -73,7 +73,7 @@ def decoder_tensors(tensors, layers, kind="param"):
     return state
 
 
-@pytest.mark.parametrize("path", ["projected", "union", "absorbed", "gathered"])
+@pytest.mark.parametrize("path", ["projected", "absorbed", "gathered"])
 @pytest.mark.parametrize(
     ("file", "attention"),
     [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines.text_prompt import TextPrompt
 from models.config import ModelConfig
-from models.segmenter import ImageEncoder
+from models.segmenter import ImageEncoder, ImageFeatures
 
 # SAM's and SAM 2's own sizes at every profile: the decoders are compared as they are
 WIDTH = 256
@@ -42,11 +42,13 @@ class Sam(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, P prompts, (P,) int64 -> logits (P, H / 4, W / 4)."""
-        features = self.image_encoder(images)
+        return self.decode(self.image_encoder(images), self.text_prompt(prompts), image_index)
+
+    def decode(self, features: ImageFeatures, sparse: Tensor, image_index: Tensor) -> Tensor:
+        """`forward` from the features of its images and the sparse prompts (P, TOKENS, WIDTH) on."""
         embedding = self.image_projection(features.visual[1])
         grid = embedding.shape[-2:]
         position = self.position(grid)[None]
-        sparse = self.text_prompt(prompts)
         dense = self.no_mask.weight.reshape(1, -1, 1, 1)
         masks: dict[int, Tensor] = {}
         # the package's decoder repeats its image embedding over the prompts, so it takes one image at a time
@@ -60,4 +62,4 @@ class Sam(nn.Module):
                 multimask_output=False,
             )
             masks.update(zip(rows.tolist(), low_resolution[:, 0], strict=True))
-        return torch.stack([masks[row] for row in range(len(prompts))])
+        return torch.stack([masks[row] for row in range(len(sparse))])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from baselines.sam import TWO_WAY, WIDTH
 from baselines.text_prompt import TextPrompt
 from models.config import ModelConfig
-from models.segmenter import ImageEncoder
+from models.segmenter import ImageEncoder, ImageFeatures
 
 
 class Sam2(nn.Module):
@@ -45,7 +45,10 @@ class Sam2(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, P prompts, (P,) int64 -> logits (P, H / 4, W / 4)."""
-        features = self.image_encoder(images)
+        return self.decode(self.image_encoder(images), self.text_prompt(prompts), image_index)
+
+    def decode(self, features: ImageFeatures, sparse: Tensor, image_index: Tensor) -> Tensor:
+        """`forward` from the features of its images and the sparse prompts (P, TOKENS, WIDTH) on."""
         maps = (features.visual[1], features.visual[2], features.semantic.map())
         embedding, stride8, stride4 = (p(m) for p, m in zip(self.projections, maps, strict=True))
         grid = embedding.shape[-2:]
@@ -53,8 +56,8 @@ class Sam2(nn.Module):
         masks, _, _, _ = self.mask_decoder(
             image_embeddings=embedding[image_index],
             image_pe=self.position(grid)[None],
-            sparse_prompt_embeddings=self.text_prompt(prompts),
-            dense_prompt_embeddings=self.no_mask.weight.reshape(1, -1, 1, 1).expand(len(prompts), -1, *grid),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=self.no_mask.weight.reshape(1, -1, 1, 1).expand(len(sparse), -1, *grid),
             multimask_output=False,
             repeat_image=False,
             high_res_features=[m[image_index] for m in high_resolution],

@@ -25,6 +25,7 @@ First steps:
   bench run --suite main       the comparison; the profile is chosen from the hardware
   bench report main            the tables and figures again
   bench predict --help         a trained model on an image of your own
+  bench profile --quick        what the sampled attention saves here, in a minute and a half
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Look at data sets: check, stats, preview.", no_args_is_help=True, rich_markup_mode=None)
@@ -44,6 +45,15 @@ class Axis(StrEnum):
     axial = "axial"
     coronal = "coronal"
     sagittal = "sagittal"
+
+
+class Scope(StrEnum):
+    """What `bench profile` measures."""
+
+    attention = "attention"
+    decoder = "decoder"
+    model = "model"
+    harness = "harness"
 
 
 class Listing(StrEnum):
@@ -259,6 +269,59 @@ def predict(
             console.print(f"{name:8} {text}", highlight=False, soft_wrap=True, markup=False)
 
 
+@app.command()
+def profile(
+    scope: Annotated[Scope | None, typer.Argument(help="Only this; default: all four.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default: profile in the runs folder.", metavar="DIR")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A first impression in a minute and a half.")] = False,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of threads; default: 1 and all cores (attention), all (decoder, model), 1 (harness).",
+            metavar="1,2",
+        ),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Measure what the sampled attention saves: GFLOP, seconds and memory against the plain path.
+
+    \b
+    attention  one cross-attention layer: every exact form, 32 x 32 to 256 x 256 tokens
+    decoder    from image features, S and text tokens to mask logits; SEEM, SAM, SAM 2 and full attention too
+    model      whole Hiera-S models: one prompt, 15 prompts on one image, part by part
+    harness    the laptop profile's training step: prompts of an image together or singly
+
+    The plain path is the authors' way: keys and values of all tokens, a boolean mask, attention weights returned, S
+    and all candidate masks made whole, and the image features computed anew for each prompt. Weights are random and
+    full-size (harness: the laptop profile's).
+
+    What is compared is run by turns (A B C A B C) after two calls to warm up; seconds are medians, a speedup is the
+    plain path's median over its own. GFLOP are counted by torch: matrix products and convolutions. peak_mib is how
+    far one call lifts the resident memory of the process at its peak, as Linux records it (on a GPU: torch's allocated
+    memory; elsewhere empty). Paths that do the same work whatever is sampled are measured once and listed at each
+    sampling.
+
+    Writes profile.csv, profile.png and env.json, and logs them as an MLflow run. It ends with the bars that were
+    measured. All of it takes about half an hour on two cores, which should have nothing else to do.
+
+    \b
+    Examples:
+      bench profile --quick
+      bench profile attention --threads 1
+      bench profile model --out profile-of-this-machine
+    """
+    import warnings
+
+    from bench.profiling import run as profiling
+
+    warnings.simplefilter("ignore", FutureWarning)  # libraries' notes to their developers
+    scopes = [scope.value] if scope else list(profiling.SCOPES)
+    counts = None if threads is None else tuple(sorted(set(_whole_numbers("--threads", threads, "1,2"))))
+    raise typer.Exit(profiling.profile(scopes, out or runs_dir / "profile", quick, counts, runs_dir, _console()))
+
+
 @app.command("list")
 def list_(
     what: Annotated[Listing | None, typer.Argument(help="One of them; default: all.")] = None,
@@ -426,13 +489,17 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 def _seeds(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--seeds {text!r} is no list of whole numbers: write e.g. --seeds 0,1,2") from None
+    seeds = _whole_numbers("--seeds", text, "0,1,2")
     if min(seeds) < 0:
         raise UserError(f"--seeds {text!r}: a seed is not negative")
     return seeds
+
+
+def _whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text!r} is no list of whole numbers: write e.g. {option} {example}") from None
 
 
 def _listing(kind: Listing, runs_dir: Path):

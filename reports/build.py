@@ -251,8 +251,8 @@ def draw(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap
         title = "Dark: no query attends there; the brighter, the more queries do; truth outlined red"
         caption = (
             "The patches that each decoder layer attends to, as in Fig. 4 of the paper, on test objects chosen by the "
-            "truth alone: the median of a data set, small ones first. Kept: the mean share of the tokens that one query attends to, "
-            "and the share that any query does."
+            "truth alone: the median of a data set, small ones first. Kept: the mean share of the tokens that one "
+            "query attends to, and the share that any query does."
         )
         png = sampling_png(rows, f"{title} (phantom data)" if results.phantom else title)
         pictures.append(Picture("sampling", "Sampled patches", caption, png))

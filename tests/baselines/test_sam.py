@@ -55,7 +55,7 @@ def test_sam2_is_the_package_called_by_hand(images):
                 multimask_output=False,
                 repeat_image=True,
                 high_res_features=[
-                    model.mask_decoder.conv_s0(stride4(features.semantic)),
+                    model.mask_decoder.conv_s0(stride4(features.semantic.map())),
                     model.mask_decoder.conv_s1(stride8(features.visual[2])),
                 ],
             )

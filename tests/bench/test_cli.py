@@ -47,7 +47,18 @@ def test_suites_and_methods_are_listed_without_torch_ray_or_mlflow():
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["predict"], ["report"], ["list"], ["ui"], ["data", "check"], ["data", "stats"], ["data", "preview"]],
+    [
+        [],
+        ["run"],
+        ["predict"],
+        ["profile"],
+        ["report"],
+        ["list"],
+        ["ui"],
+        ["data", "check"],
+        ["data", "stats"],
+        ["data", "preview"],
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command):
     result = RUNNER.invoke(cli.app, [*command, "--help"])

@@ -1,0 +1,1 @@
+"""`bench profile`: what the sampled attention saves, measured against the plain path."""

@@ -1,0 +1,94 @@
+"""The laptop profile's training step: all prompts of an image together against one prompt per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from bench.data.prompts import PROMPTS
+from bench.environment import torch_device
+from bench.interface import Batch
+from bench.profiling.measure import FULL_PACE, PLAIN, QUICK_PACE, Case, Pace, Result, Way, measure, rows_of
+from bench.train import attention_kernels, batch_loss
+from experiments.profiles import LAPTOP
+from models.plain import plain_forward
+from models.segmenter import BoltzFormer
+
+SAMPLES = LAPTOP.recipe.batch_images  # (image, prompt) pairs of a step, the same for every way
+TOGETHER, SINGLY = "together", "one prompt per image"
+STEP = "training step"
+
+
+def cases(quick: bool, threads: Sequence[int]) -> list[Case]:
+    """Forward, backward and the optimiser's step of SAMPLES samples, with k prompts of each image or an image each.
+
+    `plain` is the plain path with an image each. A row's `prompts` is k for every way, so that it has what it is
+    compared with beside it.
+    """
+    together = (4,) if quick else (2, 4, 8)
+    pace = QUICK_PACE if quick else FULL_PACE
+    return [
+        Case(
+            f"harness, {SAMPLES} samples, {dtype}, {count} thread{'s' * (count != 1)}",
+            5 + (4 + 1.5 * len(together)) * (pace.rounds + 2) / min(count, 2) ** 0.8,
+            partial(_run, together, dtype, count, pace),
+        )
+        for dtype, count in product(("fp32",) if quick else ("fp32", "bf16"), threads)
+    ]
+
+
+def _run(together: Sequence[int], dtype: str, threads: int, pace: Pace) -> Result:
+    torch.manual_seed(0)
+    model = BoltzFormer(LAPTOP.backbones[0], LAPTOP.model).to(torch_device()).train()
+    steps = [(PLAIN, partial(plain_forward, model), 1), (SINGLY, model, 1), *((TOGETHER, model, k) for k in together)]
+    ways = [
+        Way(
+            "boltzformer",
+            path,
+            _step(model, forward, prompts, dtype),
+            LAPTOP.model.queries,
+            (LAPTOP.model.sampling_ratio,),
+            prompts,
+        )
+        for path, forward, prompts in steps
+    ]
+    size = LAPTOP.recipe.image_size
+    where = {"scope": "harness", "image_size": size, "tokens": (size // 8) ** 2}
+    where |= {"phase": STEP, "dtype": dtype, "threads": threads}
+    result = Result()
+    for way, found in zip(ways, measure(ways, pace, threads), strict=True):
+        # an image for each prompt is the same work however many prompts an image has: a row for each
+        for prompts in [way.prompts] if way.path == TOGETHER else together:
+            result.rows += rows_of(replace(way, prompts=prompts), found, **where)
+    return result
+
+
+def _step(model: BoltzFormer, forward: Callable[..., Tensor], prompts: int, dtype: str) -> Callable[[], None]:
+    """As `bench.train` does it, on its recipe's optimiser."""
+    recipe = LAPTOP.recipe.model_copy(update={"precision": dtype})
+    device = torch.device(torch_device())
+    generator = torch.Generator().manual_seed(0)
+    images, size = SAMPLES // prompts, (recipe.image_size, recipe.image_size)
+    batch = Batch(
+        images=(torch.rand(images, 3, *size, generator=generator) * 255).to(device),
+        prompts=[phrases[0] for phrases in PROMPTS.values()][:SAMPLES],
+        image_index=torch.arange(images, device=device).repeat_interleave(prompts),
+        masks=(torch.rand(SAMPLES, *size, generator=generator) < 0.01).float().to(device),
+    )
+    # a step of no length is the same work, and every way meets the same weights
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=recipe.weight_decay, fused=True)
+
+    def step() -> None:
+        draws = torch.Generator(device).manual_seed(0)
+        with attention_kernels(device, recipe):
+            batch_loss(forward, batch, recipe.precision, draws).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step

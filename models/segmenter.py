@@ -14,6 +14,7 @@ from models.config import ModelConfig
 from models.decoder import Decoder, TokenChoice
 from models.pigma import PiGMA
 from models.pixel_decoder import PixelDecoder
+from models.products import quick_linear
 from models.semantic import SemanticMap
 from models.text_encoder import TextEncoder
 
@@ -49,7 +50,8 @@ class ImageEncoder(nn.Module):
         images = normalise(images)
         recompute = self.recompute and torch.is_grad_enabled()
         run = partial(checkpoint, use_reentrant=False) if recompute else lambda part, inputs: part(inputs)
-        maps = [m.contiguous(memory_format=torch.channels_last) for m in run(self.backbone, images)]
+        with quick_linear(images):
+            maps = [m.contiguous(memory_format=torch.channels_last) for m in run(self.backbone, images)]
         visual, semantic = self.pixel_decoder.split(run(self.pixel_decoder.pyramid, maps))
         return ImageFeatures(images, visual, semantic)
 

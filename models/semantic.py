@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.products import convolution_is_quicker
+
 
 class SemanticMap:
     """S of B images: `logits` are its products with mask embeddings, `logits_on` the same on a coarser grid."""
@@ -85,6 +87,8 @@ class SemanticMap:
 
 def _product(embeddings: Tensor, maps: Tensor, image_index: Tensor) -> Tensor:
     """(P, e, d) . (B, d, h, w) of each prompt's image -> (P, e, h, w)."""
+    if len(maps) == 1 and convolution_is_quicker(maps):
+        return F.conv2d(maps, embeddings.flatten(0, 1)[..., None, None])[0].unflatten(0, embeddings.shape[:2])
     size, maps = maps.shape[-2:], maps.flatten(2)
     if len(maps) == 1:
         return (embeddings.flatten(0, 1) @ maps[0]).unflatten(1, size).unflatten(0, embeddings.shape[:2])

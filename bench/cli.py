@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,12 +124,10 @@ def run(
       bench run --suite main --methods boltzformer,seem --dry-run
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
     """
-    import warnings
-
     from bench import run as driver
     from bench.plan import Request
 
-    warnings.simplefilter("ignore", FutureWarning)  # libraries' notes to their developers
+    _hush_libraries()
     request = Request(
         suite=suite,
         data=tuple(data or ()),
@@ -230,11 +229,9 @@ def predict(
       bench predict ct.nii.gz --slice 40 --window lung --prompt "lung nodule in CT" --checkpoint main/boltzformer
       bench predict mr.dcm --prompt spleen --prompt aorta --checkpoint runs/main/RUN --show-sampling
     """
-    import warnings
-
     from bench.predict_image import predict_image
 
-    warnings.simplefilter("ignore", FutureWarning)  # libraries' notes to their developers
+    _hush_libraries()
     console = _console()
     with console.status("loading the model and predicting"):
         done = predict_image(
@@ -312,12 +309,10 @@ def profile(
       bench profile attention --threads 1
       bench profile model --out profile-of-this-machine
     """
-    import warnings
-
     from bench.profiling import run as profiling
 
-    warnings.simplefilter("ignore", FutureWarning)  # libraries' notes to their developers
-    scopes = [scope.value] if scope else list(profiling.SCOPES)
+    _hush_libraries()
+    scopes = [kind.value for kind in ([scope] if scope else Scope)]
     counts = None if threads is None else tuple(sorted(set(_whole_numbers("--threads", threads, "1,2"))))
     raise typer.Exit(profiling.profile(scopes, out or runs_dir / "profile", quick, counts, runs_dir, _console()))
 
@@ -471,6 +466,11 @@ def main() -> None:
 def _die(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _hush_libraries() -> None:
+    """Keeps what libraries tell their developers from the user's terminal."""
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _console() -> Console:

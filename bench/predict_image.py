@@ -81,7 +81,7 @@ def predict_image(
     sampling_files = (folder / "sampling.png", folder / "sampling.gif") if show_sampling else ()
     _spare((file, *targets), [*sum(mask_files, ()), *sampling_files])
 
-    from bench.data.geometry import image_to_square, logits_to_original, masks_from_logits
+    from bench.data.geometry import image_to_square, logits_to_original
     from bench.environment import seed_everything
     from bench.predict import generator_for, predict_logits
     from bench.sampling import chooses_tokens, predict_sampled
@@ -100,8 +100,8 @@ def predict_image(
         logits, layers = predict_sampled(model, square, prompts, method.recipe.precision, generator)
     else:
         logits = predict_logits(model, square, prompts, method.recipe.precision, generator)
-    masks = masks_from_logits(logits, *image.shape[:2])
-    probabilities = logits_to_original(logits, *image.shape[:2]).sigmoid().cpu().numpy()
+    full = logits_to_original(logits, *image.shape[:2])
+    masks, probabilities = (full > 0).cpu().numpy(), full.sigmoid().cpu().numpy()
 
     results = []
     for prompt, mask, probability, files in zip(prompts, masks, probabilities, mask_files, strict=True):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from bench.profiling.measure import Case, Result
 
-SCOPES = ("attention", "decoder", "model", "harness")
 STOPPED = 130
 BUSY = 0.5  # processes that want to run, per core
 
@@ -30,7 +29,7 @@ BUSY = 0.5  # processes that want to run, per core
 def profile(
     scopes: Sequence[str], out: Path, quick: bool, threads: tuple[int, ...] | None, runs_dir: Path, console: Console
 ) -> int:
-    """Measures `scopes` (of SCOPES), writes `out` and logs it; the exit code: 0, or 130 where it was stopped.
+    """Measures `scopes` (modules here), writes `out` and logs it; the exit code: 0, or 130 where it was stopped.
 
     threads: None is each scope's own: attention 1 and all cores (quick: all), decoder and model all, harness 1, which
     is what a trial of the laptop profile has. UserError where they are more than there are cores, or none.

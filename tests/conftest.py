@@ -1,4 +1,4 @@
-"""Fixtures of more than one test folder: a tiny data set in the BiomedParse layout, and the shared reference data."""
+"""Fixtures of more than one test folder: the command line, tiny data sets, and the shared reference data."""
 
 import json
 import os
@@ -20,6 +20,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder shared/ beside the checkout (real data and reference numbers)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bench():
+    """The command line in a process of its own: bench(words, ...; environment) -> its outcome."""
+
+    def run(*words, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "bench", *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
+            timeout=240,
+        )
+
+    return run
 
 
 def write_layout(root: Path, split: str, items: list[tuple[str, str, np.ndarray, dict[str, np.ndarray]]]) -> None:

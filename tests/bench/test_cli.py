@@ -18,16 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNNER = CliRunner()
 
 
-def bench(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
-        timeout=240,
-    )
-
-
 def test_help_needs_nothing_heavy():
     heavy = ("torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pydantic", "rich.console", "PIL")
     code = f"import sys; import bench.cli; print([name for name in {heavy} if name in sys.modules])"
@@ -83,7 +73,7 @@ def test_every_command_explains_itself_with_an_example(command):
         (("ui",), "mlflow.db does not exist: start with `bench run`"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_2(tmp_path, words, message):
+def test_a_users_mistake_is_one_line_and_exit_2(bench, tmp_path, words, message):
     runs = () if words[0] == "data" or "--runs-dir" in words else ("--runs-dir", tmp_path / "runs")
     done = bench(*words, *runs, MLFLOW_TRACKING_URI="")
     assert done.returncode == 2
@@ -160,7 +150,7 @@ def test_check_stats_and_preview_of_a_good_and_a_bad_data_set(squares, tmp_path)
         RUNNER.invoke(cli.app, ["data", "preview", str(squares.parent)], catch_exceptions=False)
 
 
-def test_run_report_and_list_by_the_command_line(squares, tmp_path):
+def test_run_report_and_list_by_the_command_line(bench, squares, tmp_path):
     runs = tmp_path / "runs"
     words = (
         "run",

@@ -3,12 +3,8 @@
 import http.server
 import io
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +15,6 @@ from bench import tracking
 from bench.errors import UserError
 from bench.plan import Request
 from models.backbones import build_backbone
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def sam2_file(path, backbone, **changes):
@@ -53,17 +47,7 @@ def dry_run(**words):
     return code, out.file.getvalue()
 
 
-def bench(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
-        timeout=240,
-    )
-
-
-def test_a_run_from_published_weights_says_so_everywhere(squares, tmp_path, words, monkeypatch):
+def test_a_run_from_published_weights_says_so_everywhere(bench, squares, tmp_path, words, monkeypatch):
     file = sam2_file(tmp_path / "sam2_xt.pt", "hiera_xt")
     options = ["--suite", "smoke", "--data", squares, "--methods", "sam,location_prior", "--executor", "local"]
     options += ["--runs-dir", tmp_path / "runs"]
@@ -137,7 +121,7 @@ def test_problems_of_data_and_weights_are_told_at_once(squares, tmp_path, words)
     assert "error: --backbone-weights: " in shown and "nowhere.pt is neither" in shown
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line_with_the_file_to_fetch(squares, tmp_path):
+def test_a_hub_that_cannot_be_reached_is_one_line_with_the_file_to_fetch(bench, squares, tmp_path):
     options = ["--suite", "smoke", "--data", squares, "--methods", "sam", "--runs-dir", tmp_path / "runs"]
     start = time.monotonic()
     done = bench(
@@ -176,7 +160,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_file_of_the_hub_is_fetched_once(squares, tmp_path):
+def test_a_file_of_the_hub_is_fetched_once(bench, squares, tmp_path):
     Hub.content = sam2_file(tmp_path / "xt.pt", "hiera_xt").read_bytes()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

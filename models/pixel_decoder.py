@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.cpu import group_norm
 from models.position import sine_position
 from models.semantic import SemanticMap
 
@@ -15,7 +17,12 @@ class ConvBlock(nn.Sequential):
     def __init__(self, inputs: int, width: int, kernel: int, activate: bool = True):
         conv = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
         nn.init.kaiming_uniform_(conv.weight, a=1)
-        super().__init__(conv, nn.GroupNorm(32, width), nn.ReLU() if activate else nn.Identity())
+        super().__init__(conv, nn.GroupNorm(32, width), nn.ReLU(inplace=True) if activate else nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, width, H, W)."""
+        conv, norm, activation = self
+        return activation(group_norm(conv(x), norm))
 
 
 class EncoderLayer(nn.Module):
@@ -29,9 +36,18 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """(B, N, width), (N, width) -> (B, N, width)."""
-        keys = x + position
-        x = self.norm1(x + self.attention(keys, keys, x, need_weights=False)[0])
+        x = self.norm1(x + self._attend(x + position, x))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+    def _attend(self, keys: Tensor, values: Tensor) -> Tensor:
+        # what nn.MultiheadAttention does, layer by layer as `models.cpu` has to see it
+        attention = self.attention
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        heads = [
+            F.linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((keys, keys, values), weights, biases, strict=True)
+        ]
+        return attention.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class PixelDecoder(nn.Module):
@@ -73,6 +89,15 @@ class PixelDecoder(nn.Module):
         x = self.output32(tokens.transpose(1, 2).unflatten(2, (rows, columns)))
         pyramid = [x]
         for lateral, output, finer in zip(self.laterals, self.outputs, maps[2::-1], strict=False):
-            x = output(lateral(finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest"))
+            x = output(_add_upsampled(lateral(finer), x))
             pyramid.append(x)
         return pyramid
+
+
+def _add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
+    """`fine` + `coarse` at its size (nearest); without gradients in place of `fine`."""
+    rows, columns = coarse.shape[-2:]
+    if torch.is_grad_enabled() or fine.shape[-2:] != (2 * rows, 2 * columns):
+        return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+    fine.unflatten(3, (columns, 2)).unflatten(2, (rows, 2)).add_(coarse[..., :, None, :, None])
+    return fine

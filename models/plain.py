@@ -8,12 +8,14 @@ image features.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import CrossAttention
+from models.backbones import normalise
 from models.decoder import Decoder, TokenChoice
 from models.pigma import PiGMA
+from models.pixel_decoder import ConvBlock, PixelDecoder
 from models.position import sine_position
 from models.segmenter import BoltzFormer
 
@@ -55,6 +57,30 @@ def plain_cross_attention(
         v_proj_weight=attention.value.weight,
     )
     return attention.norm(queries + attended.transpose(0, 1)), weights
+
+
+def plain_pixel_decoder(decoder: PixelDecoder, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Backbone maps of strides 4, 8, 16, 32 -> [V32, V16, V8], and S whole."""
+
+    def block(module: ConvBlock, x: Tensor) -> Tensor:
+        convolution, norm, activation = module
+        x = norm(convolution(x))
+        return F.relu(x) if isinstance(activation, nn.ReLU) else x
+
+    coarse = decoder.input_projection(maps[3])
+    rows, columns = coarse.shape[-2:]
+    tokens = coarse.flatten(2).transpose(1, 2)
+    position = sine_position(rows, columns, coarse.shape[1], coarse.device)
+    for layer in decoder.encoder:
+        keys = tokens + position
+        tokens = layer.norm1(tokens + layer.attention(keys, keys, tokens, need_weights=False)[0])
+        tokens = layer.norm2(tokens + layer.linear2(F.relu(layer.linear1(tokens))))
+    x = block(decoder.output32, tokens.transpose(1, 2).unflatten(2, (rows, columns)))
+    pyramid = [x]
+    for lateral, output, finer in zip(decoder.laterals, decoder.outputs, maps[2::-1], strict=True):
+        x = block(output, block(lateral, finer) + F.interpolate(x, size=finer.shape[-2:], mode="nearest"))
+        pyramid.append(x)
+    return pyramid[:3], decoder.mask_features(x)
 
 
 def plain_decoder(
@@ -125,11 +151,9 @@ def plain_forward(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """`BoltzFormer.forward`, the same arguments and logits."""
-    features = model.image_encoder(images)
+    images = normalise(images)
+    visual, semantic = plain_pixel_decoder(model.image_encoder.pixel_decoder, model.image_encoder.backbone(images))
     text, padding = model.text_encoder(prompts)
-    visual = [v[image_index] for v in features.visual]
-    semantic = features.semantic.map()[image_index]
+    visual, semantic = [v[image_index] for v in visual], semantic[image_index]
     candidates = plain_decoder(model.decoder, visual, semantic, text, padding, generator)
-    if model.pigma is None:
-        return candidates.mean(1)
-    return plain_pigma(model.pigma, candidates, features.images[image_index])
+    return candidates.mean(1) if model.pigma is None else plain_pigma(model.pigma, candidates, images[image_index])

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from models.backbones import build_backbone, normalise
 from models.config import ModelConfig
+from models.cpu import quick
 from models.decoder import Decoder, TokenChoice
 from models.pigma import PiGMA
 from models.pixel_decoder import PixelDecoder
-from models.products import quick_linear
 from models.semantic import SemanticMap
 from models.text_encoder import TextEncoder
 
@@ -50,9 +50,10 @@ class ImageEncoder(nn.Module):
         images = normalise(images)
         recompute = self.recompute and torch.is_grad_enabled()
         run = partial(checkpoint, use_reentrant=False) if recompute else lambda part, inputs: part(inputs)
-        with quick_linear(images):
+        with quick(images):
             maps = [m.contiguous(memory_format=torch.channels_last) for m in run(self.backbone, images)]
-        visual, semantic = self.pixel_decoder.split(run(self.pixel_decoder.pyramid, maps))
+            pyramid = run(self.pixel_decoder.pyramid, maps)
+        visual, semantic = self.pixel_decoder.split(pyramid)
         return ImageFeatures(images, visual, semantic)
 
 

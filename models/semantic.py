@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.products import convolution_is_quicker
+from models.cpu import convolution_is_quicker
+
+STRIP = 2**22  # numbers of V_4 at a time
 
 
 class SemanticMap:
@@ -22,7 +24,6 @@ class SemanticMap:
         self.fold = False
         self._differentiable = torch.is_grad_enabled()
         self._map = features if convolution is None else None
-        self._pooled: Tensor | None = None
         self._resized: dict[tuple[int, int], Tensor] = {}
 
     def plan(self, masks: int) -> None:
@@ -60,12 +61,24 @@ class SemanticMap:
             return _product(embeddings, self._resized[grid], image_index).flatten(2)
 
     def _convolved_on(self, stride: int) -> Tensor:
-        """S resized to a grid of this stride: the convolution of 2 x 2 means of V_4, at the tokens of the grid only."""
-        if self._pooled is None:
-            self._pooled = F.avg_pool2d(self.features, 2, stride=1, padding=1)
-        first = stride // 2 - 1
-        pooled = self._pooled[..., first:, first:]
-        return F.conv2d(pooled, self.convolution.weight, self.convolution.bias, stride)
+        """S resized to a grid of this stride: the convolution of 2 x 2 means of V_4, at the tokens of the grid only.
+
+        On a CPU some rows of the grid at a time, so that their means are no map of their own.
+        """
+        count = self.features.shape[-2] // stride
+        pixels = self.features[:, :, 0].numel() * stride
+        step = count if self.features.is_cuda else max(1, STRIP // pixels)
+        parts = [self._rows_on(stride, row, min(step, count - row)) for row in range(0, count, step)]
+        return torch.cat(parts, dim=2)
+
+    def _rows_on(self, stride: int, row: int, count: int) -> Tensor:
+        height, first = self.features.shape[-2], stride // 2 - 2  # a token is made of 4 x 4 pixels from its `first` on
+        top, bottom = row * stride + first, (row + count - 1) * stride + first + 4
+        pixels = self.features[:, :, max(top, 0) : bottom, max(first, 0) :]
+        if top < 0 or bottom > height:
+            pixels = F.pad(pixels, (0, 0, max(-top, 0), max(bottom - height, 0)))
+        means = F.avg_pool2d(pixels, 2, stride=1, padding=(0, max(-first, 0)))
+        return F.conv2d(means, self.convolution.weight, self.convolution.bias, stride)
 
     def _folded(self, embeddings: Tensor, image_index: Tensor) -> Tensor:
         count, (weight, bias) = embeddings.shape[1], (self.convolution.weight, self.convolution.bias)

@@ -36,7 +36,8 @@ from bench.profiling.measure import (
 )
 from models.backbones import normalise
 from models.config import FULL
-from models.plain import plain_decoder, plain_forward, plain_pigma
+from models.cpu import quick
+from models.plain import plain_decoder, plain_forward, plain_pigma, plain_pixel_decoder
 from models.segmenter import BoltzFormer
 from models.semantic import SemanticMap
 
@@ -169,32 +170,36 @@ def _stages(model: BoltzFormer, size: int, index: Tensor, plain: bool) -> dict[s
     """Part -> its call, on what the part before it made."""
     encoder = model.image_encoder
     images = normalise(_image(size))
-    layout = torch.contiguous_format if plain else torch.channels_last
-    maps = [m.contiguous(memory_format=layout) for m in encoder.backbone(images)]
-    visual, made = encoder.pixel_decoder(maps)
+    maps = encoder.backbone(images)
     text, padding = model.text_encoder(WORDS[:1])
+    if plain:
+        visual, semantic = plain_pixel_decoder(encoder.pixel_decoder, maps)
+        candidates = plain_decoder(model.decoder, visual, semantic, text, padding, _draws())
+        return {
+            "backbone": lambda: encoder.backbone(images),
+            "pixel decoder": lambda: plain_pixel_decoder(encoder.pixel_decoder, maps),
+            "text encoder": lambda: model.text_encoder(WORDS[:1]),
+            "decoder": lambda: plain_decoder(model.decoder, visual, semantic, text, padding, _draws()),
+            "PiGMA": lambda: plain_pigma(model.pigma, candidates, images),
+        }
+    maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
+    visual, made = encoder.pixel_decoder(maps)
 
     def fresh() -> SemanticMap:
         semantic = SemanticMap(made.features, made.convolution)
         semantic.plan(model.pigma.masks)
         return semantic
 
-    shared = {
-        "backbone": lambda: encoder.backbone(images),
-        "text encoder": lambda: model.text_encoder(WORDS[:1]),
-    }
-    if plain:
-        whole = made.map()
-        candidates = plain_decoder(model.decoder, visual, whole, text, padding, _draws())
-        return shared | {
-            "pixel decoder": lambda: encoder.pixel_decoder(maps)[1].map(),
-            "decoder": lambda: plain_decoder(model.decoder, visual, whole, text, padding, _draws()),
-            "PiGMA": lambda: plain_pigma(model.pigma, candidates, images),
-        }
+    def quickly(module: nn.Module, inputs: Tensor | list[Tensor]) -> object:
+        with quick(images):
+            return module(inputs)
+
     used = fresh()
     embeddings = model.decoder(visual, used, text, padding, index, _draws())
-    return shared | {
-        "pixel decoder": lambda: encoder.pixel_decoder(maps),
+    return {
+        "backbone": lambda: quickly(encoder.backbone, images),
+        "pixel decoder": lambda: quickly(encoder.pixel_decoder, maps),
+        "text encoder": lambda: model.text_encoder(WORDS[:1]),
         "decoder": lambda: model.decoder(visual, fresh(), text, padding, index, _draws()),
         "PiGMA": lambda: model.pigma(embeddings, used, images, index),
     }

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models import semantic as semantic_map
 from models.semantic import SemanticMap
 
 
@@ -33,8 +34,10 @@ def test_logits_are_products_with_the_map(images, fold):
 
 
 @pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("strip", [semantic_map.STRIP, 1, 2400])
 @pytest.mark.parametrize("grid", [(8, 12), (4, 6), (2, 3), (5, 7), (16, 24)])
-def test_coarse_logits_are_the_resized_ones(grid, fold):
+def test_coarse_logits_are_the_resized_ones(grid, strip, fold, monkeypatch):
+    monkeypatch.setattr(semantic_map, "STRIP", strip)
     features, convolution, embeddings, index = case()
     semantic = SemanticMap(features, convolution)
     semantic.fold = fold

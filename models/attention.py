@@ -62,7 +62,9 @@ class CrossAttention(nn.Module):
         value_bias = self.value.bias + self.value.weight @ level  # weights sum to 1: what is added once per token
         if keep is not None and keep.ndim == 4:
             path = "projected"
-        counts = None if keep is None or features.is_cuda else keep.sum(-1)  # reading sizes would wait for the GPU
+        counts = None
+        if keep is not None and not features.is_cuda:  # reading sizes would wait for the GPU
+            counts = torch.cat([sets.sum(-1) for sets in keep.split(1)])  # a sum makes integers of all of it first
         if path is None:
             path = cheapest_path(query, features, counts)
         if path == "projected":
@@ -85,31 +87,18 @@ class CrossAttention(nn.Module):
         key = F.linear(features + place.to(features.dtype), self.key.weight).unflatten(-1, (self.heads, -1))
         value = F.linear(features, self.value.weight, value_bias).unflatten(-1, (self.heads, -1))
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # (B, h, N, c)
-        prompts, queries = query.shape[:2]
-        if keep is not None:
-            keep = keep if keep.ndim == 4 else keep[:, None]  # one attention set per query, shared by its heads
-        if len(features) == 1:  # all prompts read the same tokens: more queries, not more copies of the tokens
-            query = query.flatten(0, 1)[None]
-            keep = None if keep is None else keep.transpose(0, 1).flatten(1, 2)[None]
-        else:
-            key, value = key[image_index], value[image_index]
-        attended = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=keep)
-        return attended.transpose(1, 2).flatten(2).reshape(prompts, queries, -1)
+        if keep is not None and keep.ndim == 3:
+            keep = keep[:, None]  # one attention set per query, shared by its heads
+        return _attention(query.transpose(1, 2), key, value, keep, image_index).transpose(1, 2).flatten(2)
 
     def _absorbed(self, absorbed, features, grid, image_index, keep) -> Tensor:
         """(P, m, h, d) -> (P, m, h, d): the features themselves are keys and values, of one wide head."""
         place = sine_position(*grid, features.shape[-1], features.device)
         key, value = (features + place.to(features.dtype))[:, None], features[:, None]
-        query = absorbed.flatten(1, 2)[:, None]  # (P, 1, m * h, d)
+        query = absorbed.flatten(1, 2)[:, None].to(key.dtype)  # (P, 1, m * h, d)
         if keep is not None:
             keep = keep.repeat_interleave(self.heads, dim=1)[:, None]
-        if len(features) == 1:
-            query = query.flatten(0, 2)[None, None]
-            keep = None if keep is None else keep.flatten(0, 2)[None, None]
-        else:
-            key, value = key[image_index], value[image_index]
-        mixed = F.scaled_dot_product_attention(query.to(key.dtype), key, value, attn_mask=keep, scale=1.0)
-        return mixed.reshape(absorbed.shape)
+        return _attention(query, key, value, keep, image_index, scale=1.0).reshape(absorbed.shape)
 
     def _gathered(self, absorbed, features, grid, image_index, keep, counts) -> Tensor:
         """(P, m, h, d) -> (P, m, h, d) from each query's own tokens; the sine position is a row plus a column term."""
@@ -122,6 +111,17 @@ class CrossAttention(nn.Module):
         row_bias, column_bias = absorbed[..., :half] @ rows.T, absorbed[..., half:] @ columns.T
         mixed = gathered_attention(absorbed, row_bias, column_bias, features, grid, sets)
         return mixed.unflatten(0, keep.shape[:2])
+
+
+def _attention(query, key, value, keep, image_index, scale=None) -> Tensor:
+    """query (P, h, m, c), key and value of images (B, h, N, c), keep (P, h or 1, m, N) or None -> (P, h, m, c)."""
+    if len(key) > 1:
+        return F.scaled_dot_product_attention(query, key[image_index], value[image_index], attn_mask=keep, scale=scale)
+    # all prompts read the same tokens: more queries, not more copies of the tokens
+    rows = query.transpose(0, 1).flatten(1, 2)[None]
+    keep = None if keep is None else keep.transpose(0, 1).flatten(1, 2)[None]
+    attended = F.scaled_dot_product_attention(rows, key, value, attn_mask=keep, scale=scale)
+    return attended[0].unflatten(1, (len(query), -1)).transpose(0, 1)
 
 
 def cheapest_path(query: Tensor, features: Tensor, counts: Tensor | None) -> Path:
@@ -145,6 +145,22 @@ def cheapest_path(query: Tensor, features: Tensor, counts: Tensor | None) -> Pat
 GATHER, CALLS = 2.3, 3e6
 
 
+def attend(attention: nn.MultiheadAttention, keys: Tensor, values: Tensor, padding: Tensor | None = None) -> Tensor:
+    """What `attention` (batch first, no dropout) makes of queries that are the keys: (P, n, d), (P, n, d) -> (P, n, d).
+
+    Called itself, it would put the batch second: torch multiplies such inputs one by one in bf16, each with its own
+    copy of the weights. padding: (P, n) bool, True = not a key.
+    """
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    query, key, value = (
+        F.linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for x, weight, bias in zip((keys, keys, values), weights, biases, strict=True)
+    )
+    mask = None if padding is None else ~padding[:, None, None]
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
 class SelfAttention(nn.Module):
     """Self-attention over [queries, text]; residual and LayerNorm around it (Eq. 6)."""
 
@@ -156,9 +172,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
         """x, position: (P, n, d); padding: (P, n) bool, True = not a token -> (P, n, d)."""
-        q = x + position
-        attended, _ = self.attention(q, q, x, key_padding_mask=padding, need_weights=False)
-        return self.norm(x + attended)
+        return self.norm(x + attend(self.attention, x + position, x, padding))
 
 
 class FeedForward(nn.Module):

@@ -43,11 +43,16 @@ class Decoder(nn.Module):
             return None
         if config.attention == "threshold":
             return threshold_tokens(logits)
-        shape = (logits.shape[0], config.heads, *logits.shape[1:]) if config.compare_per_head else logits.shape
-        noise = torch.rand(shape, device=logits.device, generator=generator)
-        logits = logits[:, None] if config.compare_per_head else logits
+        # on a CPU prompt by prompt: what is computed on the way then stays in the cache
+        parts = [logits] if logits.is_cuda else logits.split(1)
         temperature = annealed_temperature(config.temperature, layer)
-        return sample_tokens(logits, temperature, config.sampling_ratio, noise)
+        return torch.cat([self._sample(part, temperature, generator) for part in parts])
+
+    def _sample(self, logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+        if self.config.compare_per_head:
+            logits = logits[:, None].expand(-1, self.config.heads, -1, -1)
+        noise = torch.rand(logits.shape, device=logits.device, generator=generator)
+        return sample_tokens(logits, temperature, self.config.sampling_ratio, noise)
 
     def forward(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention import attend
 from models.cpu import group_norm
 from models.position import sine_position
 from models.semantic import SemanticMap
@@ -36,18 +37,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """(B, N, width), (N, width) -> (B, N, width)."""
-        x = self.norm1(x + self._attend(x + position, x))
+        x = self.norm1(x + attend(self.attention, x + position, x))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
-
-    def _attend(self, keys: Tensor, values: Tensor) -> Tensor:
-        # what nn.MultiheadAttention does, layer by layer as `models.cpu` has to see it
-        attention = self.attention
-        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        heads = [
-            F.linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((keys, keys, values), weights, biases, strict=True)
-        ]
-        return attention.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class PixelDecoder(nn.Module):

@@ -9,14 +9,13 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from bench.data.commands import data_app
 from bench.errors import UserError, full_disk
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from bench.terminal import terminal_console, text_table
 
 HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
 
@@ -29,7 +28,6 @@ First steps:
   bench profile --quick        what the sampled attention saves here, in a minute and a half
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-data_app = typer.Typer(help="Look at data sets: check, stats, preview.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 
@@ -70,10 +68,6 @@ class Listing(StrEnum):
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.", metavar="DIR")]
-Folders = Annotated[
-    list[Path],
-    typer.Argument(help="Data set folders (with train.json), or folders of such.", metavar="DIR..."),
-]
 
 
 @app.command()
@@ -141,7 +135,7 @@ def run(
         backbone_weights=backbone_weights,
     )
     work = driver.dry_run if dry_run else driver.run
-    raise typer.Exit(work(request, _console()))
+    raise typer.Exit(work(request, terminal_console()))
 
 
 @app.command()
@@ -163,7 +157,7 @@ def report(
         known = [path.parent.name for path in sorted(runs_dir.glob("*/suite.json"))]
         have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
         raise UserError(f"no suite.json in {folder}: {have}")
-    console = _console()
+    console = terminal_console()
     built = build_report(folder)
     console.print(to_rich(built.main))
     console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
@@ -232,7 +226,7 @@ def predict(
     from bench.predict_image import predict_image
 
     _hush_libraries()
-    console = _console()
+    console = terminal_console()
     with console.status("loading the model and predicting"):
         done = predict_image(
             image,
@@ -255,7 +249,7 @@ def predict(
         # as a shell understands it: both files of a prompt in the width of one
         files = found.mask_file.name.removesuffix("mask.png") + "{mask,overlay}.png"
         rows.append([found.prompt, confidence, text, files])
-    console.print(_table(["prompt", "confidence", "area", "files"], rows))
+    console.print(text_table(["prompt", "confidence", "area", "files"], rows))
     for name, text in (
         ("image", f"{image}, {width} x {height} px, {done.read}"),
         ("model", str(done.run_dir)),
@@ -314,7 +308,9 @@ def profile(
     _hush_libraries()
     scopes = [kind.value for kind in ([scope] if scope else Scope)]
     counts = None if threads is None else tuple(sorted(set(_whole_numbers("--threads", threads, "1,2"))))
-    raise typer.Exit(profiling.profile(scopes, out or runs_dir / "profile", quick, counts, runs_dir, _console()))
+    raise typer.Exit(
+        profiling.profile(scopes, out or runs_dir / "profile", quick, counts, runs_dir, terminal_console())
+    )
 
 
 @app.command("list")
@@ -328,7 +324,7 @@ def list_(
     Example:
       bench list methods
     """
-    console = _console()
+    console = terminal_console()
     for kind in [what] if what else Listing:
         console.print(_listing(kind, runs_dir))
 
@@ -373,72 +369,6 @@ def ui(
         raise typer.Exit(130) from None
 
 
-@data_app.command()
-def check(folders: Folders) -> None:
-    """Look for every problem of data sets at once: exit code 2 and a table of them, 0 where there is none.
-
-    \b
-    Example:
-      bench data check data/openkbp data/idrid
-    """
-    from rich.progress import Progress
-
-    from bench.data.check import check_datasets
-    from bench.data.dataset import find_datasets
-    from bench.plan import show_problems
-
-    console = _console()
-    found = find_datasets(folders)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("reading images and masks", total=None)
-        problems = check_datasets(found, lambda done, total: bar.update(task, completed=done, total=total))
-    if problems:
-        show_problems(problems, console)
-        raise typer.Exit(2)
-    console.print(f"no problems in {len(found)} data set{'s' * (len(found) != 1)}: {', '.join(p.name for p in found)}")
-
-
-@data_app.command()
-def stats(folders: Folders) -> None:
-    """Print the objects of data sets with their sizes (the columns of the paper's Table 9).
-
-    \b
-    Example:
-      bench data stats data/openkbp
-    """
-    from bench.data.dataset import find_datasets, load_dataset
-    from bench.data.stats import size_table
-
-    datasets = [load_dataset(folder) for folder in find_datasets(folders)]
-    frame = size_table(datasets)
-    rows = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.values.tolist()]
-    table = _table([str(column) for column in frame.columns], rows)
-    phantom = [dataset.name for dataset in datasets if dataset.phantom]
-    table.title = f"object sizes (phantom: {', '.join(phantom)})" if phantom else "object sizes"
-    _console().print(table)
-
-
-@data_app.command()
-def preview(
-    folder: Annotated[Path, typer.Argument(help="A data set folder.", metavar="DIR")],
-    out: Annotated[Path | None, typer.Option(help="The PNG to write; default: <data set>-preview.png here.")] = None,
-    count: Annotated[int, typer.Option(help="How many images.", min=1, max=400)] = 12,
-) -> None:
-    """Draw a sheet of images with their masks outlined.
-
-    \b
-    Example:
-      bench data preview data/openkbp --count 20 --out openkbp.png
-    """
-    from bench.data.dataset import find_datasets
-    from bench.data.preview import preview as draw
-
-    found = find_datasets([folder])
-    if len(found) > 1:
-        raise UserError(f"{folder} holds {len(found)} data sets: name one of {', '.join(p.name for p in found)}")
-    print(draw(found[0], out or Path(f"{found[0].name}-preview.png"), count))
-
-
 @app.callback(invoke_without_command=True)
 def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """The options of `bench` itself."""
@@ -473,15 +403,6 @@ def _hush_libraries() -> None:
     warnings.simplefilter("ignore", FutureWarning)
 
 
-def _console() -> Console:
-    """Bound to today's stdout: trials of the local executor replace sys.stdout while they run."""
-    from rich.console import Console
-
-    # a log file or a pipe has no width of its own, and 80 columns would fold the tables
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 140
-    return Console(file=sys.stdout, width=width)
-
-
 def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -510,12 +431,12 @@ def _listing(kind: Listing, runs_dir: Path):
         from bench.methods import METHODS
 
         rows = [[name, m.label, "yes" if m.trained else "no", m.source] for name, m in METHODS.items()]
-        return _table(["method", "label", "trained", "source"], rows)
+        return text_table(["method", "label", "trained", "source"], rows)
     if kind is Listing.profiles:
         from experiments.profiles import PROFILES
 
         rows = [[name, profile.title, ", ".join(profile.backbones)] for name, profile in PROFILES.items()]
-        return _table(["profile", "what it is", "backbones"], rows)
+        return text_table(["profile", "what it is", "backbones"], rows)
     from experiments import SUITES
 
     rows = [
@@ -528,7 +449,7 @@ def _listing(kind: Listing, runs_dir: Path):
         ]
         for name, suite in SUITES.items()
     ]
-    return _table(["suite", "what it is", "methods", "seeds", "profile"], rows)
+    return text_table(["suite", "what it is", "methods", "seeds", "profile"], rows)
 
 
 def _runs(runs_dir: Path):
@@ -541,17 +462,4 @@ def _runs(runs_dir: Path):
         states = [run_state(file.parent / run_id)["state"] for run_id in suite["runs"]]
         done = f"{states.count('finished')}/{len(states)}"
         rows.append([file.parent.name, suite["suite"], suite["profile"], suite["split_hash"], done, suite["command"]])
-    return _table(["run", "suite", "profile", "split", "finished", "command"], rows)
-
-
-def _table(headers: list[str], rows: list[list[str]]):
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+    return text_table(["run", "suite", "profile", "split", "finished", "command"], rows)

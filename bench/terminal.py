@@ -1,0 +1,34 @@
+"""What commands print with: a console and a plain table."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def terminal_console() -> Console:
+    """Bound to today's stdout: trials of the local executor replace sys.stdout while they run."""
+    from rich.console import Console
+
+    # a log file or a pipe has no width of its own, and 80 columns would fold the tables
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 140
+    return Console(file=sys.stdout, width=width)
+
+
+def text_table(headers: list[str], rows: list[list[str]]) -> Table:
+    """Rows of cells under their headers; cells are text, not markup."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table

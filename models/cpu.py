@@ -55,7 +55,8 @@ class _Quick(TorchFunctionMode):
             return out
         if func is F.gelu and args and args[0] is self._made():
             return torch.ops.aten.gelu_(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and len(args) == 3 and not kwargs and _fused_is_slow(*args):
+        unmasked = len(args) == 3 and not any(value is not None for value in kwargs.values())
+        if func is F.scaled_dot_product_attention and unmasked and _fused_is_slow(*args):
             return _attention_by_rows(*args)
         return func(*args, **kwargs)
 

@@ -7,6 +7,7 @@ and a token that was not kept costs none: it is neither projected nor read.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -113,6 +114,22 @@ class _GatheredAttention(torch.autograd.Function):
         return grad_query, grad_scores, grad_features, None, None
 
 
+class _Kept(threading.local):
+    """One buffer per device and dtype, of each thread."""
+
+    def __init__(self):
+        self.buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+_KEPT = _Kept()
+
+
 def _buffer(features: Tensor, bounds: list[int]) -> Tensor:
-    largest = max(end - start for start, end in pairwise(bounds))
-    return features.new_empty(largest, features.shape[1])
+    """Room for the largest set, kept from call to call: to be handed fresh memory takes longer than to fill it."""
+    rows, width = max(end - start for start, end in pairwise(bounds)), features.shape[1]
+    kept = _KEPT.buffers.get((features.device, features.dtype))
+    if kept is None or len(kept) < rows * width:
+        with torch.inference_mode(False):  # one that a prediction made also serves training
+            kept = features.new_empty(rows * width)
+        _KEPT.buffers[features.device, features.dtype] = kept
+    return kept[: rows * width].view(rows, width)

@@ -144,3 +144,18 @@ def test_no_form_projects_more_tokens_than_it_says(monkeypatch):
         seen.clear()
         attention(queries, position, features, GRID, level, index, keep, path)
         assert [shape[1] for shape in seen if shape[1] != queries.shape[1]] == ([projected] * 2 if projected else [])
+
+
+def test_a_prediction_before_and_after_training_changes_nothing():
+    attention, (queries, position, features, level, index, keep) = build(), case()
+
+    def run(keep):
+        return attention(queries, position, features, GRID, level, index, keep, path="gathered")
+
+    with torch.inference_mode():
+        few = run(keep)  # the buffer of the sets is made here, and is used with gradients below
+    more = keep | (torch.rand(keep.shape, generator=torch.Generator().manual_seed(5)) < 0.5)
+    run(more).sum().backward()
+    run(keep).sum().backward()
+    with torch.inference_mode():
+        torch.testing.assert_close(run(keep), few, rtol=0, atol=0)

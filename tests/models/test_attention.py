@@ -159,3 +159,9 @@ def test_a_prediction_before_and_after_training_changes_nothing():
     run(keep).sum().backward()
     with torch.inference_mode():
         torch.testing.assert_close(run(keep), few, rtol=0, atol=0)
+
+
+def test_in_bf16_many_short_sets_are_not_gathered():
+    query, features, counts = torch.empty(1, 101, 8, 64), torch.empty(1, 1024, 512), torch.full((1, 101), 102)
+    assert cheapest_path(query, features, counts) == "gathered"
+    assert cheapest_path(query.bfloat16(), features.bfloat16(), counts) == "projected"

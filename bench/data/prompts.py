@@ -65,3 +65,10 @@ def phrasings(dataset: str, name: str) -> tuple[str, ...]:
 
 
 PROMPTS = {(dataset, name): phrasings(dataset, name) for dataset, name in TABLE_9}
+
+
+def phrases_of(dataset: str, name: str, modality: str, site: str) -> tuple[str, ...]:
+    """All phrases of a target, the canonical one first; of a target or site outside the suite that one alone."""
+    if (dataset, name) in PROMPTS and site == SITES[dataset][1]:
+        return PROMPTS[dataset, name]
+    return (f"{name} in {site} {modality}",)

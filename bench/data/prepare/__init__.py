@@ -1,0 +1,1 @@
+"""From the public data sets as downloaded to folders in the BiomedParse layout."""

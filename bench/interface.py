@@ -42,8 +42,8 @@ class Sample:
 class Batch:
     """B images with P prompts in all (Decision 6: images once, prompts many).
 
-    images: (B, 3, S, S) float32 in 0..255; prompts: P strings; image_index: (P,) int64, the image of each prompt;
-    masks: (P, S, S) float32 of 0 and 1, or None in prediction.
+    images: (B, 3, S, S) uint8 or float32 in 0..255; prompts: P strings; image_index: (P,) int64, the image of each
+    prompt; masks: (P, S, S) uint8 or float32 of 0 and 1, or None in prediction.
     """
 
     images: Tensor

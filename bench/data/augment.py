@@ -1,46 +1,74 @@
-"""The augmentation of appendix A.5, on whole batches."""
+"""The augmentation of appendix A.5 as a crop and a quarter turn, on 8-bit pixels."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 PROBABILITY, SHIFT, SCALE = 0.5, 0.1, 0.1
 
 
-def augment(images: Tensor, masks: Tensor, image_index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Transforms each image with probability 0.5, its masks with it.
+@dataclass(frozen=True)
+class View:
+    """What is seen of a square frame: the crop of `side` px at (top, left), resized to the frame, then turned.
 
-    A rotation by 0, 90, 180 or 270 degrees, a crop whose centre shifts by up to 10% of the side in each direction
-    and whose side scales by up to 10%, all uniform. images: (B, 3, S, S); masks: (P, S, S) of 0 and 1;
-    image_index: (P,). Returns the same shapes.
+    The crop may reach beyond the frame, where all is 0. turns: quarter turns, counter-clockwise.
     """
-    number = len(images)
-    chosen = torch.rand(number, generator=generator) < PROBABILITY
-    angle = torch.randint(0, 4, (number,), generator=generator) * (math.pi / 2)
-    shift = (torch.rand(number, 2, generator=generator) * 2 - 1) * SHIFT * 2  # the frame is 2 wide
-    scale = 1 + (torch.rand(number, generator=generator) * 2 - 1) * SCALE
-    theta = torch.zeros(number, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 1] = angle.cos() * scale, -angle.sin() * scale
-    theta[:, 1, 0], theta[:, 1, 1] = angle.sin() * scale, angle.cos() * scale
-    theta[:, :, 2] = shift
 
-    images, masks = images.clone(), masks.clone()
-    rows = chosen.nonzero().flatten()
-    if len(rows):
-        images[rows] = _warp(images[rows], theta[rows])
-    rows = chosen[image_index].nonzero().flatten()
-    if len(rows):
-        cover = _warp(masks[rows, None], theta[image_index[rows]])[:, 0]
-        # an object of a pixel or two keeps its best covered pixels instead of falling between the grid's
-        level = cover.amax((1, 2), keepdim=True).clamp(min=1e-6, max=0.5)
-        masks[rows] = (cover >= level).to(masks.dtype)
-    return images, masks
+    top: int
+    left: int
+    side: int
+    turns: int
 
 
-def _warp(x: Tensor, theta: Tensor) -> Tensor:
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+def draw_view(size: int, rng: np.random.Generator) -> View | None:
+    """With probability 0.5 a view of a frame of `size` px, else None: the frame as it is.
+
+    The crop's centre is shifted by up to 10% of the frame in each direction, its side scaled by up to 10%, to whole
+    pixels; it is turned by 0, 90, 180 or 270 degrees. All uniform.
+    """
+    chosen = rng.random() < PROBABILITY
+    turns = int(rng.integers(4))
+    shifts = rng.uniform(-SHIFT, SHIFT, 2) * size
+    side = round(size * (1 + rng.uniform(-SCALE, SCALE)))
+    top, left = (round((size - side) / 2 + shift) for shift in shifts)
+    return View(top, left, side, turns) if chosen else None
+
+
+def view_image(image: np.ndarray, view: View, out: np.ndarray) -> None:
+    """Writes (S, S, 3) uint8 as `view` shows it into `out`, of the same shape and type; bilinear."""
+    # a pixel is one item of three bytes: NumPy turns it in one go
+    crop = _turned_crop(image.view("V3")[..., 0], view).view(np.uint8).reshape(view.side, view.side, 3)
+    if view.side == len(out):
+        out[:] = crop
+        return
+    pixels, target = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (crop, out))
+    # F.interpolate would lay a single image out channel by channel, which costs more than the resizing
+    torch.ops.aten.upsample_bilinear2d.out(pixels, out.shape[:2], False, out=target)
+
+
+def view_mask(mask: np.ndarray, view: View, out: np.ndarray) -> None:
+    """Writes (S, S) uint8 of 0 and 1 as `view` shows it into `out`, of the same shape and type; nearest.
+
+    An object of a pixel or two that would fall between the rows or columns kept stays as the pixels nearest to it.
+    """
+    crop, size = _turned_crop(mask, view), len(mask)
+    nearest = ((np.arange(size) + 0.5) * view.side / size).astype(int)
+    crop[nearest].take(nearest, axis=1, out=out, mode="clip")  # other modes make a copy of `out` first
+    if not out.any():
+        rows, columns = ((place + 0.5) * size / view.side for place in crop.nonzero())
+        out[rows.astype(int), columns.astype(int)] = 1
+
+
+def _turned_crop(array: np.ndarray, view: View) -> np.ndarray:
+    """(S, S) items -> (side, side)."""
+    size = len(array)
+    crop = np.zeros((view.side, view.side), array.dtype)
+    rows, columns = (slice(max(0, start), min(size, start + view.side)) for start in (view.top, view.left))
+    inside = array[rows, columns]
+    top, left = rows.start - view.top, columns.start - view.left
+    # what is written into the crop as it lies before it is turned, stands in it turned
+    np.rot90(crop, -view.turns)[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return crop

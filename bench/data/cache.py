@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bench.data.augment import augment
+from bench.data.augment import View, draw_view, view_image, view_mask
 from bench.data.dataset import load_image, load_mask
 from bench.data.geometry import image_to_square, mask_to_square
 from bench.interface import Batch, Sample
@@ -28,14 +30,15 @@ class DecodedSamples:
     masks: np.ndarray
     first_mask: np.ndarray
 
-    def batch(self, rows: Sequence[int], targets: Sequence[Sequence[int]], phrases: Sequence[Sequence[str]]) -> Batch:
-        """The images of `rows`, of each the listed targets with the given phrasing."""
-        images = torch.from_numpy(self.images[np.asarray(rows)]).permute(0, 3, 1, 2).float()
-        wanted = [self.first_mask[row] + t for row, chosen in zip(rows, targets, strict=True) for t in chosen]
-        masks = np.unpackbits(self.masks[np.asarray(wanted)], axis=2)
-        index = [i for i, chosen in enumerate(targets) for _ in chosen]
-        prompts = [phrase for chosen in phrases for phrase in chosen]
-        return Batch(images, prompts, torch.tensor(index), torch.from_numpy(masks).float())
+
+@dataclass(frozen=True)
+class Draw:
+    """What a batch is to show of one image: its row, some of its targets, a phrase for each, and the view of it."""
+
+    row: int
+    targets: Sequence[int]
+    phrases: Sequence[str]
+    view: View | None = None
 
 
 def decode(samples: Sequence[Sample], size: int, folder: Path) -> DecodedSamples:
@@ -66,10 +69,15 @@ def _write(samples: Sequence[Sample], size: int, offsets: np.ndarray, folder: Pa
         # the files are sparse until written: on a full disk a write to the map would kill the process
         with (temporary / f"{name}.npy").open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
-    for row, sample in enumerate(samples):
-        arrays["images"][row] = image_to_square(load_image(sample.image_file), size)
-        for place, target in enumerate(sample.targets, start=offsets[row]):
+
+    def fill(row: int) -> None:
+        arrays["images"][row] = image_to_square(load_image(samples[row].image_file), size)
+        for place, target in enumerate(samples[row].targets, start=offsets[row]):
             arrays["masks"][place] = np.packbits(mask_to_square(load_mask(target.mask_file), size), axis=1)
+
+    with ThreadPoolExecutor(torch.get_num_threads(), "decode") as pool:
+        for _ in pool.map(fill, range(len(samples))):
+            pass
     for array in arrays.values():
         array.flush()
     temporary.rename(folder)
@@ -82,33 +90,95 @@ def dataset_weights(counts: Sequence[int], rule: str) -> np.ndarray:
     return weights / weights.sum()
 
 
-def training_batches(data: DecodedSamples, recipe: Recipe, seed: int) -> Iterator[Batch]:
-    """Endless training batches; the sequence is a function of data, recipe and seed, not of the method."""
-    rng = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
-    names = sorted({s.dataset for s in data.samples})
-    rows_of = [[i for i, s in enumerate(data.samples) if s.dataset == name] for name in names]
-    weights = dataset_weights([len(rows) for rows in rows_of], recipe.dataset_sampling)
-    while True:
-        rows = [int(rng.choice(rows_of[d])) for d in rng.choice(len(names), recipe.batch_images, p=weights)]
-        targets, phrases = [], []
-        for row in rows:
-            sample = data.samples[row]
-            number = min(recipe.prompts_per_image, len(sample.targets))
-            chosen = sorted(rng.choice(len(sample.targets), number, replace=False).tolist())
-            targets.append(chosen)
-            phrases.append([str(rng.choice(sample.targets[t].prompts)) for t in chosen])
-        batch = data.batch(rows, targets, phrases)
-        if recipe.augment:
-            batch.images, batch.masks = augment(batch.images, batch.masks, batch.image_index, generator)
-        yield batch
+def training_batches(data: DecodedSamples, recipe: Recipe, seed: int, workers: int | None = None) -> Iterator[Batch]:
+    """Endless training batches; the sequence is a function of data, recipe and seed, not of method or `workers`.
+
+    `workers` threads (None: as many as torch uses here) prepare the next batch while this one is trained on; with 0
+    each is prepared when it is asked for. Three batches are in memory at most: the one the caller still holds while
+    it asks for the next, that next one, and the one after it. Each has batch_images x (3 + prompts_per_image) x S x S
+    bytes. The decoded samples are mapped files, of which the system keeps in memory what there is room for.
+    """
+    draws = _training_draws(data, recipe, seed)
+    workers = torch.get_num_threads() if workers is None else workers
+    if workers == 0:
+        while True:
+            yield make_batch(data, next(draws))
+    with ThreadPoolExecutor(workers, "input") as pool:
+        batch, writes = _begin_batch(data, next(draws))
+        written = [pool.submit(write) for write in writes]
+        while True:
+            for future in written:
+                future.result()
+            ready = batch
+            batch, writes = _begin_batch(data, next(draws))
+            written = [pool.submit(write) for write in writes]
+            yield ready
 
 
 def evaluation_batches(data: DecodedSamples, batch_images: int) -> Iterator[tuple[Batch, list[Sample]]]:
     """Every sample once, in order, with all its targets and their first phrasing."""
     for start in range(0, len(data.samples), batch_images):
-        rows = range(start, min(start + batch_images, len(data.samples)))
-        samples = [data.samples[row] for row in rows]
-        targets = [range(len(s.targets)) for s in samples]
-        phrases = [[t.prompts[0] for t in s.targets] for s in samples]
-        yield data.batch(list(rows), targets, phrases), samples
+        samples = data.samples[start : start + batch_images]
+        draws = [
+            Draw(row, range(len(sample.targets)), [target.prompts[0] for target in sample.targets])
+            for row, sample in enumerate(samples, start)
+        ]
+        yield make_batch(data, draws), list(samples)
+
+
+def make_batch(data: DecodedSamples, draws: Sequence[Draw]) -> Batch:
+    """The images of `draws`, of each the listed targets with the given phrasing; uint8."""
+    batch, writes = _begin_batch(data, draws)
+    for write in writes:
+        write()
+    return batch
+
+
+def _begin_batch(data: DecodedSamples, draws: Sequence[Draw]) -> tuple[Batch, list[Callable[[], None]]]:
+    """A batch whose pixels are still to be written, and for each image the call that writes its own."""
+    size = data.images.shape[1]
+    index = [position for position, draw in enumerate(draws) for _ in draw.targets]
+    images = torch.empty((len(draws), size, size, 3), dtype=torch.uint8)
+    masks = torch.empty((len(index), size, size), dtype=torch.uint8)
+    first_mask = np.cumsum([0, *(len(draw.targets) for draw in draws)])
+    writes = [
+        partial(_write_image, data, draw, images[position].numpy(), masks[first : first + len(draw.targets)].numpy())
+        for position, (draw, first) in enumerate(zip(draws, first_mask, strict=False))
+    ]
+    prompts = [phrase for draw in draws for phrase in draw.phrases]
+    return Batch(images.permute(0, 3, 1, 2), prompts, torch.tensor(index), masks), writes
+
+
+def _write_image(data: DecodedSamples, draw: Draw, image: np.ndarray, masks: np.ndarray) -> None:
+    """Writes what `draw` shows into image (S, S, 3) and masks (P, S, S)."""
+    stored = data.images[draw.row]
+    if draw.view is None:
+        image[:] = stored
+    else:
+        view_image(stored, draw.view, image)
+    for target, mask in zip(draw.targets, masks, strict=True):
+        bits = data.masks[data.first_mask[draw.row] + target]
+        stored = np.unpackbits(bits, axis=1, count=len(image))
+        if draw.view is None:
+            mask[:] = stored
+        else:
+            view_mask(stored, draw.view, mask)
+
+
+def _training_draws(data: DecodedSamples, recipe: Recipe, seed: int) -> Iterator[list[Draw]]:
+    rng = np.random.default_rng(seed)
+    view_rng = np.random.default_rng([seed, 1])  # of its own: without augmentation the same images are drawn
+    size = data.images.shape[1]
+    names = sorted({s.dataset for s in data.samples})
+    rows_of = [np.array([i for i, s in enumerate(data.samples) if s.dataset == name]) for name in names]
+    weights = dataset_weights([len(rows) for rows in rows_of], recipe.dataset_sampling)
+    while True:
+        rows = [int(rng.choice(rows_of[d])) for d in rng.choice(len(names), recipe.batch_images, p=weights)]
+        draws = []
+        for row in rows:
+            sample = data.samples[row]
+            number = min(recipe.prompts_per_image, len(sample.targets))
+            targets = sorted(rng.choice(len(sample.targets), number, replace=False).tolist())
+            phrases = [str(rng.choice(sample.targets[t].prompts)) for t in targets]
+            draws.append(Draw(row, targets, phrases, draw_view(size, view_rng) if recipe.augment else None))
+        yield draws

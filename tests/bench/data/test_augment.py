@@ -1,75 +1,95 @@
 import numpy as np
-import torch
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
-from bench.data import augment as module
-from bench.data.augment import augment
+from bench.data import augment
+from bench.data.augment import View, draw_view
 
-
-def batch(number=64, size=32):
-    images = torch.rand(number, 3, size, size, generator=torch.Generator().manual_seed(0)) * 200 + 55
-    masks = torch.zeros(2 * number, size, size)
-    masks[::2, 10:20, 8:16] = 1
-    masks[1::2, 4:7, 20:24] = 1
-    return images, masks, torch.arange(number).repeat_interleave(2)
+SIZE = 32
 
 
-def test_half_of_the_images_change_and_masks_follow_their_image():
-    images, masks, index = batch()
-    out, moved = augment(images, masks, index, torch.Generator().manual_seed(1))
-    changed = (out != images).flatten(1).any(1)
-    assert 0.3 < changed.float().mean() < 0.7
-    kept = ~changed[index]
-    torch.testing.assert_close(moved[kept], masks[kept])
-    assert set(moved.unique().tolist()) <= {0.0, 1.0}
+def views(number=400, size=SIZE):
+    rng = np.random.default_rng(0)
+    return [draw_view(size, rng) for _ in range(number)]
 
 
-def test_masks_move_with_the_pixels_under_them(monkeypatch):
-    monkeypatch.setattr(module, "PROBABILITY", 1.0)
-    images, masks, index = batch()
-    images[:] = 20.0
-    for row, image in enumerate(index.tolist()):
-        images[image][:, masks[row] > 0] = 220.0
-    out, moved = augment(images, masks, index, torch.Generator().manual_seed(2))
-    for image in range(len(out)):
-        union = moved[index == image].amax(0) > 0
-        assert out[image][:, union].mean() > 180
+def view_image(image, view):
+    augment.view_image(image, view, out := np.empty_like(image))
+    return out
 
 
-def test_quarter_turns_are_exact_without_crop(monkeypatch):
-    monkeypatch.setattr(module, "PROBABILITY", 1.0)
-    monkeypatch.setattr(module, "SHIFT", 0.0)
-    monkeypatch.setattr(module, "SCALE", 0.0)
-    images, masks, index = batch(number=16)
-    out, moved = augment(images, masks, index, torch.Generator().manual_seed(3))
-    turns_seen = set()
-    for image in range(16):
-        turns = [k for k in range(4) if np.allclose(out[image], torch.rot90(images[image], k, (1, 2)), atol=1e-2)]
-        assert len(turns) == 1
-        turns_seen.add(turns[0])
-        torch.testing.assert_close(moved[2 * image], torch.rot90(masks[2 * image], turns[0], (0, 1)))
-    assert turns_seen == {0, 1, 2, 3}
+def view_mask(mask, view):
+    augment.view_mask(mask, view, out := np.empty_like(mask))
+    return out
 
 
-def test_one_pixel_survives_wherever_it_lands(monkeypatch):
-    monkeypatch.setattr(module, "PROBABILITY", 1.0)
-    images = torch.zeros(200, 3, 32, 32)
-    masks = torch.zeros(200, 32, 32)
-    masks[:, 15, 17] = 1
-    _, moved = augment(images, masks, torch.arange(200), torch.Generator().manual_seed(5))
-    assert (moved.sum((1, 2)) >= 1).all()
-    assert (moved.sum((1, 2)) <= 4).all()
+def by_hand(array, view):
+    """The crop pixel by pixel, turned; without resizing."""
+    crop = np.zeros((view.side, view.side, *array.shape[2:]), array.dtype)
+    for row in range(view.side):
+        for column in range(view.side):
+            y, x = row + view.top, column + view.left
+            if 0 <= y < len(array) and 0 <= x < len(array):
+                crop[row, column] = array[y, x]
+    return crop
 
 
-def test_an_object_cropped_out_leaves_an_empty_mask(monkeypatch):
-    monkeypatch.setattr(module, "PROBABILITY", 1.0)
-    masks = torch.zeros(200, 32, 32)
-    masks[:, 0, 0] = 1
-    _, moved = augment(torch.zeros(200, 3, 32, 32), masks, torch.arange(200), torch.Generator().manual_seed(6))
-    assert set(moved.sum((1, 2)).tolist()) >= {0.0, 1.0}
+def test_half_of_the_images_are_seen_otherwise_within_the_limits_of_appendix_a5():
+    drawn = views(4000, size=1000)
+    seen = [view for view in drawn if view is not None]
+    assert 0.47 < len(seen) / len(drawn) < 0.53
+    sides = np.array([view.side for view in seen])
+    shifts = np.array([(view.top + view.side / 2 - 500, view.left + view.side / 2 - 500) for view in seen])
+    for values, limit in ((sides - 1000, 100), (shifts, 100)):
+        assert np.abs(values).max() <= limit + 1
+        assert abs(values.mean()) < 5  # uniform: the mean is 0, its error 100 / sqrt(3 * 2000)
+        assert values.std() == pytest.approx(limit / np.sqrt(3), rel=0.05)
+    assert np.bincount([view.turns for view in seen]) / len(seen) == pytest.approx([0.25] * 4, abs=0.04)
 
 
-def test_the_same_generator_gives_the_same_batch():
-    images, masks, index = batch(number=8)
-    first, second = (augment(images, masks, index, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
+@pytest.mark.parametrize("view", [view for view in views(40) if view])
+def test_the_image_is_cropped_resized_and_turned(view):
+    image = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    places = (np.arange(SIZE) + 0.5) * view.side / SIZE - 0.5
+    grid = np.meshgrid(places, places, indexing="ij")
+    channels = np.moveaxis(by_hand(image, view).astype(float), 2, 0)
+    resized = np.stack([ndimage.map_coordinates(c, grid, order=1, mode="nearest") for c in channels], axis=-1)
+    difference = view_image(image, view) - np.rot90(resized, view.turns)
+    assert np.abs(difference).max() <= 1
+
+
+@given(turns=st.integers(0, 3), top=st.integers(-3, 3), left=st.integers(-3, 3))
+@settings(deadline=None, max_examples=30)
+def test_turns_and_shifts_alone_are_exact(turns, top, left):
+    rng = np.random.default_rng(2)
+    image, mask = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), rng.integers(0, 2, (SIZE, SIZE), np.uint8)
+    view = View(top, left, SIZE, turns)
+    np.testing.assert_array_equal(view_image(image, view), np.rot90(by_hand(image, view), turns))
+    np.testing.assert_array_equal(view_mask(mask, view), np.rot90(by_hand(mask, view), turns))
+
+
+def test_masks_move_with_the_pixels_under_them():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 16:32] = mask[8:14, 40:48] = 1
+    image = np.where(mask, 220, 20).astype(np.uint8)[..., None].repeat(3, axis=2)
+    for view in views(200, size=64):
+        if view is not None:
+            seen = view_image(image, view)[..., 0] > 120
+            moved = view_mask(mask, view).astype(bool)
+            assert (seen & moved).sum() / (seen | moved).sum() > 0.93
+
+
+def test_one_pixel_survives_wherever_it_lands():
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[15, 17] = 1
+    areas = [view_mask(mask, view).sum() for view in views() if view]
+    assert min(areas) == 1
+    assert max(areas) <= 4
+
+
+def test_an_object_cropped_out_leaves_an_empty_mask():
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[0, 0] = 1
+    assert {int(view_mask(mask, view).sum()) for view in views() if view} >= {0, 1}

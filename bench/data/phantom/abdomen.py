@@ -81,10 +81,10 @@ def draw_abdomen(scene: Scene) -> None:
 
 def _pixels(scene: Scene, name: str) -> int:
     """The pixels of a target, or of an unlabelled organ sized as in AMOS22-CT."""
-    labelled = name in scene.plan.areas
-    limits = areas_of(scene.plan.dataset if labelled else "AMOS22-CT", name)
-    percent = (scene.plan.areas if labelled else scene.plan.context)[name]
-    return to_pixels(percent, scene.size, limits.low, limits.high)
+    if name in scene.counts:
+        return scene.counts[name]
+    limits = areas_of("AMOS22-CT", name)
+    return to_pixels(scene.plan.context[name], scene.size, limits.low, limits.high)
 
 
 def _wall(scene: Scene, rng: np.random.Generator, fat: float, cavity: np.ndarray) -> None:
@@ -186,9 +186,15 @@ def _course(scene: Scene, name: str) -> np.ndarray:
     corners = np.array([scene.at(x + dx, y + dy) for x, y in TUBES[name]])
     corners += rng.normal(0, 0.02 * scene.half_height, corners.shape)
     if name == "pancreas":  # the tail lies above the head
-        first = int(np.clip(round(2.2 * (0.60 - scene.plan.level) / 0.22), 0, 2))
-        return corners[first if scene.plan.level < 0.5 else 0 : 5 if scene.plan.level < 0.56 else 4]
+        level = scene.plan.level
+        first, last = np.clip((0.56 - level) / 0.09, 0, 2), np.clip(3 + (0.60 - level) / 0.08, 3, 4)
+        return _piece(corners, np.linspace(first, last, len(corners)))
     return corners
+
+
+def _piece(corners: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(n, 2) points on the path through `corners` (k, 2), at `places` (n,) from 0, the first corner, to k - 1."""
+    return np.stack([np.interp(places, np.arange(len(corners)), axis) for axis in corners.T], axis=1)
 
 
 def _organ(scene: Scene, name: str, count: int) -> np.ndarray:
@@ -231,16 +237,17 @@ def _tube_organ(scene: Scene, name: str, count: int) -> np.ndarray:
     """Pancreas (lobulated) and duodenum (with a lumen)."""
     corners = _course(scene, name)
     rng = scene.rng(name + " width")
+    begin, uneven = rng.random(), rng.uniform(0.7, 1.3, len(corners))
     length = float(np.hypot(*np.diff(corners, axis=0).T).sum())
     width = count / scene.size**2 / (2 * length)
     least = 0.035 * scene.half_height
     if width < least:  # too little for the whole course: a piece of it is in the plane
         keep = max(0.2, width / least)
-        start = rng.uniform(0, 1 - keep) + 0.1 * scene.plan.drift * (1 - keep)
-        place_along = np.clip(start + keep * np.linspace(0, 1, 4), 0, 1) * (len(corners) - 1)
-        corners = np.stack([np.interp(place_along, np.arange(len(corners)), axis) for axis in corners.T], axis=1)
+        start = (1 - keep) * (begin + 0.1 * scene.plan.drift)
+        places = np.clip(start + keep * np.linspace(0, 1, len(corners)), 0, 1)
+        corners = _piece(corners, places * (len(corners) - 1))
         width = least
-    widths = width * rng.uniform(0.7, 1.3, len(corners))
+    widths = width * uneven
     mask = place_tube(scene, chain(corners, widths, 48), count)
     rough = 0.03 if name == "pancreas" else 0.015
     shade(scene, mask, scene.tissue[name], rough, 0.5 * rough)
@@ -265,7 +272,7 @@ def _adrenal(scene: Scene, name: str, count: int) -> np.ndarray:
         parts.append(np.stack([x + steps * math.cos(angle), y + steps * math.sin(angle)], axis=1))
     tube = Tube(np.concatenate(parts), np.full(30, max(0.6 / scene.size, 0.22 * length)))
     mask = place_tube(scene, tube, count)
-    value = scene.tissue["fat"] + (scene.tissue["adrenal"] - scene.tissue["fat"]) * scene.look.contrast
+    value = scene.tissue["fat"] + (scene.tissue["adrenal"] - scene.tissue["fat"]) * scene.difficulty.contrast
     shade(scene, mask, value, 0.02)
     return mask
 
@@ -293,7 +300,7 @@ def _fill(scene: Scene, cavity: np.ndarray) -> None:
         lung = scene.free & cavity & (scene.outline > 0.25 + 1.6 * level)
         shade(scene, lung, scene.tissue["lung base"], 0.01)
         scene.free &= ~lung
-    loops = round(np.clip(26 * (level - 0.3), 3, 14) * (0.6 + 0.4 * scene.look.distractors))
+    loops = round(np.clip(26 * (level - 0.3), 3, 14) * (0.6 + 0.4 * scene.difficulty.distractors))
     content = [scene.tissue[name] for name in ("stomach content", "gas", "contrast", "duodenum")]
     for index in range(loops):
         low = -0.62 if level < 0.65 else -0.55
@@ -311,7 +318,7 @@ def _fill(scene: Scene, cavity: np.ndarray) -> None:
         shade(scene, loop, scene.tissue["bowel wall"], 0.02)
         shade(scene, inside(scene, inner, loop), filling, 0.02, 0.04 if filling > 0.1 else 0)
         scene.free &= ~loop
-    for _ in range(round(22 * scene.look.distractors) if level > 0.15 else 0):
+    for _ in range(round(22 * scene.difficulty.distractors) if level > 0.15 else 0):
         x, y = scene.at(rng.uniform(-0.6, 0.6), rng.uniform(-0.55, 0.3))
         angle, length = rng.uniform(0, 3.1), scale * rng.uniform(0.0, 0.07)
         ends = np.array([[x, y], [x + length * math.cos(angle), y + length * math.sin(angle)]])

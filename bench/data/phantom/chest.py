@@ -8,7 +8,8 @@ import numpy as np
 
 from bench.data.phantom.scene import Scene, inside, place, shade, spot_in, stroke
 from bench.data.phantom.shapes import Blob, chain, grow, waves
-from bench.data.phantom.sizes import areas_of, to_pixels
+
+LUNGS = (0.0, -0.02, 0.8, 0.62)  # centre and half the extent in the body's frame
 
 
 def draw_chest(scene: Scene) -> None:
@@ -51,21 +52,23 @@ def _mediastinum(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     heart_share = np.clip((level - 0.3) / 0.35, 0, 1)
     drift = rng.normal(0, 0.02)
     if heart_share > 0:
-        radius = scale * (0.2 + 0.27 * heart_share) * rng.uniform(0.92, 1.08)
-        heart = inside(scene, Blob(*scene.at(0.14 + drift, -0.2), radius, 1.25, 0.5, waves(rng, 0.06)))
+        own = scene.rng("heart")
+        radius = scale * (0.2 + 0.27 * heart_share) * own.uniform(0.92, 1.08)
+        heart = inside(scene, Blob(*scene.at(0.14 + drift, -0.2), radius, 1.25, 0.5, waves(own, 0.06)))
         shade(scene, heart, 0.5 * (blood + tissue["muscle"]), 0.015, 0.01)
-        cavity = Blob(*scene.at(0.17 + drift, -0.22), 0.55 * radius, 1.4, 0.5, waves(rng, 0.1))
+        cavity = Blob(*scene.at(0.17 + drift, -0.22), 0.55 * radius, 1.4, 0.5, waves(own, 0.1))
         shade(scene, inside(scene, cavity, heart), blood, 0.012)
         region |= heart
     else:
+        own = scene.rng("great vessels")
         for x, y, radius in (
             (0.06, -0.28, 0.11),
             (-0.14, -0.25, 0.09),
             (0.0, -0.12, 0.08),
             (0.15, -0.05, 0.08),
         ):
-            x, y = x + rng.normal(0, 0.02), y + rng.normal(0, 0.03)
-            part = inside(scene, Blob(*scene.at(x, y), radius * scale * rng.uniform(0.9, 1.3), 1.2, rng.uniform(0, 3)))
+            x, y = x + own.normal(0, 0.02), y + own.normal(0, 0.03)
+            part = inside(scene, Blob(*scene.at(x, y), radius * scale * own.uniform(0.9, 1.3), 1.2, own.uniform(0, 3)))
             shade(scene, part, blood, 0.012)
             region |= part
     aorta = inside(scene, Blob(*scene.at(0.1 + rng.normal(0, 0.01), 0.27), 0.1 * scale * rng.uniform(0.9, 1.2)))
@@ -113,11 +116,11 @@ def _vessels(scene: Scene, lungs: np.ndarray) -> None:
     rng, value, drift = scene.rng("lung vessels"), scene.tissue["blood"], scene.plan.drift
     scale = scene.half_width
     for side in (-1, 1):
-        for _ in range(max(3, round(7 * scene.look.distractors))):
-            angle = rng.uniform(-1.35, 1.35)
+        for _ in range(max(3, round(7 * scene.difficulty.distractors))):
+            angle = rng.uniform(-1.35, 1.35) + 0.12 * drift
             point = np.array(scene.at(side * 0.16, 0.02 + rng.normal(0, 0.08)))
             _branch(scene, rng, point, angle, side, 0.013 * scale * rng.uniform(0.6, 1.2), 3, lungs, value)
-    for _ in range(round(60 * scene.look.distractors)):
+    for _ in range(round(60 * scene.difficulty.distractors)):
         u, v, shift = rng.random(), rng.random(), rng.normal(0, 0.03, 2) * drift
         x, y = scene.at(2 * u - 1 + shift[0], 1.6 * v - 0.8 + shift[1])
         far = abs(2 * u - 1)
@@ -160,12 +163,12 @@ def _branch(
 def _look_alikes(scene: Scene, lungs: np.ndarray) -> None:
     """What is not the target: calcified granulomas (bright, sharp), pleural plaques (flat), bullae (dark)."""
     rng, scale = scene.rng("lung look-alikes"), scene.half_width
-    count = rng.poisson(1.2 * scene.look.distractors)
+    count = rng.poisson(1.2 * scene.difficulty.distractors)
     for _ in range(count):
-        x, y = spot_in(lungs, rng, 3)
+        x, y = spot_in(scene, lungs, rng, 3, LUNGS)
         dot = Blob(x, y, scale * rng.uniform(0.010, 0.018))
         shade(scene, inside(scene, dot, lungs), scene.tissue["bone"])
-    for _ in range(rng.poisson(1.0 * scene.look.distractors)):
+    for _ in range(rng.poisson(1.0 * scene.difficulty.distractors)):
         angle, width = rng.uniform(0, 2 * math.pi), rng.uniform(0.04, 0.1)
         for radius in np.linspace(0.6, 0.95, 30):  # outwards until the lung ends
             x, y = scene.at(radius * math.cos(angle), radius * math.sin(angle))
@@ -180,15 +183,10 @@ def _look_alikes(scene: Scene, lungs: np.ndarray) -> None:
             math.atan2(scene.half_height * math.cos(angle), -scale * math.sin(angle)),
         )
         shade(scene, inside(scene, plaque, lungs), scene.tissue["muscle"], 0.01)
-    for _ in range(rng.poisson(1.5 * scene.look.distractors)):
-        x, y = spot_in(lungs, rng, 4)
+    for _ in range(rng.poisson(1.5 * scene.difficulty.distractors)):
+        x, y = spot_in(scene, lungs, rng, 4, LUNGS)
         bulla = Blob(x, y, scale * rng.uniform(0.02, 0.06), rng.uniform(1, 1.4), rng.uniform(0, 3))
         shade(scene, inside(scene, bulla, lungs), 0.02)
-
-
-def _pixels(scene: Scene, name: str) -> int:
-    limits = areas_of(scene.plan.dataset, name)
-    return to_pixels(scene.plan.areas[name], scene.size, limits.low, limits.high)
 
 
 def _one_lung(scene: Scene, rng: np.random.Generator, lungs: np.ndarray) -> np.ndarray:
@@ -204,11 +202,11 @@ def _one_lung(scene: Scene, rng: np.random.Generator, lungs: np.ndarray) -> np.n
 
 def _nodule(scene: Scene, lungs: np.ndarray) -> None:
     """Round, of soft tissue, anywhere in the lungs; sometimes at the pleura, sometimes spiculated."""
-    rng, count = scene.rng("nodule"), _pixels(scene, "nodule")
+    rng, count = scene.rng("nodule"), scene.counts["nodule"]
     juxtapleural = rng.random() < 0.25
     radius = math.sqrt(count / math.pi)
     lung = _one_lung(scene, rng, lungs)
-    x, y = spot_in(lung, rng, 1.0 if juxtapleural else radius + 2)
+    x, y = spot_in(scene, lung, rng, 1.0 if juxtapleural else scene.largest_radius("nodule") + 2, LUNGS)
     shape = Blob(x, y, radius / scene.size, rng.uniform(1.0, 1.3), rng.uniform(0, 3), waves(rng, 0.08))
     if rng.random() < 0.4:
         for _ in range(6):
@@ -216,30 +214,30 @@ def _nodule(scene: Scene, lungs: np.ndarray) -> None:
             ends = np.array([[x, y], [x + length * math.cos(angle), y + length * math.sin(angle)]])
             stroke(scene, chain(ends, np.array([0.8, 0.3]) / scene.size, 12), scene.tissue["muscle"], lungs, 0.5)
     mask = place(scene, shape, count, lungs)
-    value = scene.tissue["lung"] + (scene.tissue["nodule"] - scene.tissue["lung"]) * scene.look.contrast
+    value = scene.tissue["lung"] + (scene.tissue["nodule"] - scene.tissue["lung"]) * scene.difficulty.contrast
     shade(scene, mask, value * rng.uniform(0.85, 1.05), 0.015, 0.02)
     scene.masks["nodule"] = mask
 
 
 def _tumor(scene: Scene, lungs: np.ndarray) -> None:
     """A lobulated, spiculated mass of uneven density; small nodules of even density are not it."""
-    rng, count = scene.rng("tumor"), _pixels(scene, "tumor")
+    rng, count = scene.rng("tumor"), scene.counts["tumor"]
     radius = math.sqrt(count / math.pi)
     lung = _one_lung(scene, rng, lungs)
-    x, y = spot_in(lung, rng, rng.choice([0.4, 1.0]) * radius)
+    x, y = spot_in(scene, lung, rng, rng.choice([0.4, 1.0]) * scene.largest_radius("tumor"), LUNGS)
     shape = Blob(x, y, radius / scene.size, rng.uniform(1.0, 1.5), rng.uniform(0, 3), waves(rng, 0.16, (2, 3, 5, 7)))
     for _ in range(10):
         angle, length = rng.uniform(0, 2 * math.pi), rng.uniform(1.3, 1.9) * shape.radius
         ends = np.array([[x, y], [x + length * math.cos(angle), y + length * math.sin(angle)]])
         stroke(scene, chain(ends, np.array([1.0, 0.4]) / scene.size, 16), scene.tissue["muscle"], lungs, 0.6)
     mask = place(scene, shape, count, lungs)
-    value = scene.tissue["lung"] + (scene.tissue["nodule"] - scene.tissue["lung"]) * scene.look.contrast
+    value = scene.tissue["lung"] + (scene.tissue["nodule"] - scene.tissue["lung"]) * scene.difficulty.contrast
     shade(scene, mask, value, 0.04, 0.05)
     if count > 60 and rng.random() < 0.5:  # necrosis, part of the tumour
         core = grow(np.where(mask, -scene.coarse, np.inf), mask, count // 6)
         shade(scene, core, value * 0.75, 0.03)
     scene.masks["tumor"] = mask
-    for _ in range(rng.poisson(1.5 * scene.look.distractors)):
-        x, y = spot_in(lungs & ~mask, rng, 3)
+    for _ in range(rng.poisson(1.5 * scene.difficulty.distractors)):
+        x, y = spot_in(scene, lungs & ~mask, rng, 3, LUNGS)
         dot = Blob(x, y, scene.half_width * rng.uniform(0.012, 0.022))
         shade(scene, inside(scene, dot, lungs & ~mask), scene.tissue["blood"], 0.01)

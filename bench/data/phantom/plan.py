@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.data.phantom.sizes import areas_of
+from bench.data.phantom.sizes import areas_of, pixel_range, to_pixels
 from experiments.paper import TABLE_9
 
 # Where along the abdomen (0 dome of the liver, 1 pelvis) an organ is seen.
@@ -48,6 +48,7 @@ BOTH_SIDES = {
 }
 SHARE_OF_PATIENTS = {"gallbladder": 0.75}  # the others have been removed
 SHARE_OF_SLICES = {("MSD-Pancreas", "tumor"): 0.45, ("MSD-HepaticVessel", "tumor"): 0.6}
+LESIONS = ("nodule", "tumor")  # they begin, grow and end along a patient's slices, as the sections of a ball do
 PATIENT_SHARE = 0.75  # of the variance of an object's size that its patient explains
 STEP = 0.03  # between neighbouring slices, at most, as a fraction of the abdomen
 # More than this fraction of the image and the organs of a slice do not fit the largest body any more.
@@ -58,8 +59,9 @@ MOST_ORGANS = 0.33
 class SlicePlan:
     """One slice. `areas` holds each target's area in percent of the image, `context` the unlabelled organs'.
 
-    `total` is the largest organ area, in percent, of any slice of the patient: it sets the size of the body.
-    `drift` in -1..1 is where in the patient's stack the slice lies.
+    `largest` holds the largest area of each target in any slice of the patient, `total` the largest sum of organ
+    areas: they fix what must not change from slice to slice, as the size of the body. `drift` in -1..1 is where in the
+    patient's stack the slice lies.
     """
 
     dataset: str
@@ -70,11 +72,30 @@ class SlicePlan:
     areas: dict[str, float]
     context: dict[str, float] = field(default_factory=dict)
     total: float = 0.0
+    largest: dict[str, float] = field(default_factory=dict)
 
 
 def generator(seed: int, *keys: str | int) -> np.random.Generator:
     """A random generator of its own for each tuple of keys, the same on every machine."""
     return np.random.default_rng([seed, *(zlib.crc32(str(key).encode()) for key in keys)])
+
+
+def target_pixels(plan: SlicePlan, image_size: int) -> dict[str, int]:
+    """The pixels of each target's mask. Both sides together stay in Table 9's range of both, rounding included."""
+    counts = {name: to_pixels(area, image_size, *_limits(plan, name)) for name, area in plan.areas.items()}
+    for both, sides in BOTH_SIDES.items():
+        if all(side in counts for side in sides):
+            least, most = pixel_range(image_size, *_limits(plan, both))
+            smaller, larger = sorted(sides, key=counts.__getitem__)
+            total = counts[smaller] + counts[larger]
+            counts[larger] -= max(0, total - most)
+            counts[smaller] += max(0, least - total)
+    return counts
+
+
+def _limits(plan: SlicePlan, name: str) -> tuple[float, float]:
+    limits = areas_of(plan.dataset, name)
+    return limits.low, limits.high
 
 
 def plan_split(
@@ -90,7 +111,10 @@ def plan_split(
     levels, focus = _levels(dataset, objects, patients, slices, rng)
     names = [name for row, name in TABLE_9 if row == dataset and name not in BOTH_SIDES]
     shown = {name: _shown(dataset, name, levels, focus, rng) for name in names}
-    areas = _areas(dataset, shown, levels, rng)
+    sections = {name: _sections(shown[name], focus == name, rng) for name in names if name in LESIONS}
+    for name, section in sections.items():
+        shown[name] &= section > 0
+    areas = _areas(dataset, shown, levels, rng, sections=sections)
     context: dict[str, np.ndarray] = {}
     if not dataset.startswith("AMOS22") and dataset not in CHEST:
         others = [name for name in ABDOMEN_LEVELS if name not in (*names, *BOTH_SIDES)]
@@ -120,7 +144,9 @@ def _levels(
         levels[patient] = start + np.linspace(0, length, slices)
         focus[patient] = name
         for other, (first, last) in spans.items():
-            seen[other] += int(((levels[patient] >= first) & (levels[patient] <= last)).sum())
+            count = int(((levels[patient] >= first) & (levels[patient] <= last)).sum())
+            # others have a lesion or not; twice, so that its organ gets patients of its own
+            seen[other] += 2 * count * (other == name) if other in LESIONS else count
     return levels, focus
 
 
@@ -134,16 +160,30 @@ def _shown(dataset: str, name: str, levels: np.ndarray, focus: np.ndarray, rng: 
     return shown | wanted
 
 
+def _sections(shown: np.ndarray, focus: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(patients, slices) relative area, at most 1, of a ball cut by a patient's slices; not above 0 is beside it.
+
+    A patient chosen for the lesion has it on all slices, as where slices without a target are left out.
+    """
+    patients, slices = shown.shape
+    place = np.linspace(-1, 1, slices) if slices > 1 else np.zeros(1)
+    centre, reach = rng.uniform(-0.7, 0.7, (patients, 1)), rng.uniform(0.6, 1.6, (patients, 1))
+    reach = np.where(focus.any(axis=1, keepdims=True), np.maximum(reach, 1.15 * (1 + np.abs(centre))), reach)
+    return 1 - ((place - centre) / reach) ** 2
+
+
 def _areas(
     dataset: str,
     shown: dict[str, np.ndarray],
     levels: np.ndarray,
     rng: np.random.Generator,
     floor: dict[str, float] | None = None,
+    sections: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """(patients, slices) percent of the image per object, NaN where it is not seen.
 
-    `floor`: the quantile an object's areas begin at, for an organ that must hold something.
+    `floor`: the quantile an object's areas begin at, for an organ that must hold something; `sections`: how a
+    lesion's area goes along the slices, see `_sections`.
     """
     patients, slices = levels.shape
     common = {both: rng.standard_normal((patients, 1)) for both in BOTH_SIDES}
@@ -155,10 +195,13 @@ def _areas(
         if pair:
             own = 0.8 * common[pair] + 0.6 * own
         score = PATIENT_SHARE**0.5 * own
-        score = score + (1 - PATIENT_SHARE) ** 0.5 * (along * np.cos(phase) + across * np.sin(phase))
-        low, high = LEVELS[dataset][name]
-        # organs taper to their ends
-        score = score - 0.6 * (2 * (levels - (low + high) / 2) / (high - low)) ** 2
+        if sections and name in sections:
+            score = score + np.log(np.maximum(sections[name], 1e-3))
+        else:
+            score = score + (1 - PATIENT_SHARE) ** 0.5 * (along * np.cos(phase) + across * np.sin(phase))
+            low, high = LEVELS[dataset][name]
+            # organs taper to their ends
+            score = score - 0.6 * (2 * (levels - (low + high) / 2) / (high - low)) ** 2
         if pair:  # where one side alone is seen, it is a pole
             score = score - 0.9 * ~(shown[BOTH_SIDES[pair][0]] & shown[BOTH_SIDES[pair][1]])
         values = np.full(levels.shape, np.nan)
@@ -208,9 +251,10 @@ def _assemble(
                 around.pop(name, None)
                 here.pop(name, None)
         total = max(sum(a.values()) + sum(b.values()) for a, b in rows)
+        largest = {name: max(a.get(name, 0.0) for a, _ in rows) for a, _ in rows for name in a}
         for index, (here, around) in enumerate(rows):
             drift = 2 * index / (slices - 1) - 1 if slices > 1 else 0.0
             number = first_patient + patient
             level = float(levels[patient, index])
-            plans.append(SlicePlan(dataset, number, index, level, drift, here, around, total))
+            plans.append(SlicePlan(dataset, number, index, level, drift, here, around, total, largest))
     return plans

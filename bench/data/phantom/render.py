@@ -9,11 +9,10 @@ from scipy import ndimage
 
 from bench.data.phantom.abdomen import draw_abdomen
 from bench.data.phantom.chest import draw_chest
-from bench.data.phantom.plan import CHEST, SlicePlan
-from bench.data.phantom.scene import Look, Scene
+from bench.data.phantom.difficulty import DEFAULT, Difficulty
+from bench.data.phantom.plan import CHEST, SlicePlan, target_pixels
+from bench.data.phantom.scene import Scene
 from bench.data.phantom.shapes import Blob, blob_field, waves
-
-DEFAULT_LOOK = Look()
 
 # Display values, 0 black, 1 white. Abdominal CT in a soft-tissue window, with contrast in the portal phase.
 CT = {
@@ -39,14 +38,14 @@ CHEST_CT = {
 
 
 def render_slice(
-    plan: SlicePlan, image_size: int, seed: int = 0, look: Look = DEFAULT_LOOK
+    plan: SlicePlan, image_size: int, seed: int = 0, difficulty: Difficulty = DEFAULT
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Draws a planned slice. Pure: the same arguments give the same bytes.
 
     Returns the image, uint8 (S, S), and one mask per target, bool (S, S), of exactly the planned area.
     `plan` comes from `plan_split`; `seed` is the one it was made with.
     """
-    scene = _empty(plan, image_size, seed, look)
+    scene = _empty(plan, image_size, seed, difficulty)
     if plan.dataset in CHEST:
         draw_chest(scene)
     else:
@@ -54,9 +53,19 @@ def render_slice(
     return _scan(scene), scene.masks
 
 
-def _empty(plan: SlicePlan, size: int, seed: int, look: Look) -> Scene:
+def _empty(plan: SlicePlan, size: int, seed: int, difficulty: Difficulty) -> Scene:
     """A scene with the patient's body and tissues, and nothing in it."""
-    scene = Scene(plan, size, seed, look, *[np.zeros((1, 1))] * 4, Blob(0.5, 0.5, 0.4), np.zeros((1, 1)), {})
+    scene = Scene(
+        plan,
+        size,
+        seed,
+        difficulty,
+        *[np.zeros((1, 1))] * 4,
+        Blob(0.5, 0.5, 0.4),
+        np.zeros((1, 1)),
+        {},
+        target_pixels(plan, size),
+    )
     rng = scene.rng("body")
     if plan.dataset in CHEST:
         share = rng.uniform(0.42, 0.56)
@@ -92,10 +101,10 @@ def _texture(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
 
 def _scan(scene: Scene) -> np.ndarray:
     """Blur, noise and, in MR, an uneven coil: uint8 (S, S)."""
-    size, look, rng = scene.size, scene.look, scene.slice_rng("scan")
+    size, rng = scene.size, scene.slice_rng("scan")
     patient = scene.rng("scanner")
     image = scene.image
-    level = patient.uniform(0.014, 0.028) * look.noise
+    level = patient.uniform(0.014, 0.028) * scene.difficulty.noise
     if scene.plan.dataset.endswith("MRI"):
         corners = patient.uniform(0.78, 1.22, (3, 3))
         field = ndimage.zoom(corners, size / 3, order=1, grid_mode=True, mode="nearest")

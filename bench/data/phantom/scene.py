@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from bench.data.phantom.difficulty import Difficulty
 from bench.data.phantom.plan import SlicePlan, generator
 from bench.data.phantom.shapes import (
     Blob,
@@ -21,19 +22,6 @@ from bench.data.phantom.shapes import (
 )
 
 
-@dataclass(frozen=True)
-class Look:
-    """How hard the slices are: 1 is the default of each.
-
-    contrast: of lesions and small targets against what surrounds them; noise: of the scanner; distractors:
-    how many look-alikes stand beside the targets.
-    """
-
-    contrast: float = 1.0
-    noise: float = 1.0
-    distractors: float = 1.0
-
-
 @dataclass
 class Scene:
     """An unfinished slice, in radiological convention: the patient's right at the image's left, front on top.
@@ -45,7 +33,7 @@ class Scene:
     plan: SlicePlan
     size: int
     seed: int
-    look: Look
+    difficulty: Difficulty
     image: np.ndarray
     free: np.ndarray
     fine: np.ndarray
@@ -53,6 +41,7 @@ class Scene:
     body: Blob
     outline: np.ndarray  # (S, S) float32: 0 at the body's centre, 1 on the skin
     tissue: dict[str, float]
+    counts: dict[str, int]  # px of each target's mask
     masks: dict[str, np.ndarray] = field(default_factory=dict)
 
     def rng(self, key: str) -> np.random.Generator:
@@ -81,9 +70,14 @@ class Scene:
         """The pixels of `percent` of the image."""
         return percent / 100 * self.size * self.size
 
+    def largest_radius(self, name: str) -> float:
+        """The radius, px, of a disc of the target's largest area in the patient's slices."""
+        return math.sqrt(self.pixels(self.plan.largest[name]) / math.pi)
+
 
 def shade(scene: Scene, mask: np.ndarray, value: float, fine: float = 0.0, coarse: float = 0.0) -> None:
-    """Paints the mask in a tissue's value with its texture."""
+    """Paints the mask in a tissue's value with its texture, which is noise to a segmentation."""
+    fine, coarse = fine * scene.difficulty.noise, coarse * scene.difficulty.noise
     scene.image[mask] = value + fine * scene.fine[mask] + coarse * scene.coarse[mask]
 
 
@@ -149,22 +143,26 @@ def stroke(scene: Scene, tube: Tube, value: float, area: np.ndarray, strength: f
     part += cover * area[window] * np.float32(strength) * (value - part)
 
 
-def spot_in(mask: np.ndarray, rng: np.random.Generator, margin: float) -> tuple[float, float]:
+def spot_in(
+    scene: Scene, mask: np.ndarray, rng: np.random.Generator, margin: float, region: tuple[float, float, float, float]
+) -> tuple[float, float]:
     """A point (x, y, image widths) of the mask at least `margin` px from its edge, or as far as it is deep.
 
-    The point is drawn in the mask's own frame and then moved to the nearest deep enough pixel: with the same
-    generator state and a similar mask a lesion stays where it was in the slice before.
+    `region`, the centre and half the extent (x, y, dx, dy) in the body's frame, is where the point is drawn, before it
+    is moved to the nearest deep enough pixel: with the same generator state and a similar mask a lesion stays where it
+    was in the slice before.
     """
     size = mask.shape[0]
-    rows, columns = _bounding(mask)
-    choices = rng.random((12, 2))
+    x, y, dx, dy = region
+    draws = rng.uniform(-1, 1, (12, 2))
+    goals = [scene.at(x + dx * u, y + dy * v) for u, v in draws]
     if not mask.any():
         return 0.5, 0.5
-    part = mask[rows, columns]
-    goals = (choices * part.shape).astype(int)
-    within = [goal for goal in goals if part[tuple(goal)]]
-    goal = within[0] if within else goals[0]
-    depth = ndimage.distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
-    places = np.argwhere(depth >= min(margin, 0.7 * depth.max()))
+    pixels = [np.clip((int(down * size), int(across * size)), 0, size - 1) for across, down in goals]
+    goal = next((pixel for pixel in pixels if mask[tuple(pixel)]), pixels[0])
+    rows, columns = _bounding(mask)
+    depth = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))[1:-1, 1:-1]
+    deep = np.argwhere(depth >= min(margin, 0.7 * depth.max()))
+    places = deep + np.array([rows.start, columns.start])
     row, column = places[np.argmin(((places - goal) ** 2).sum(axis=1))]
-    return (columns.start + column + 0.5) / size, (rows.start + row + 0.5) / size
+    return (column + 0.5) / size, (row + 0.5) / size

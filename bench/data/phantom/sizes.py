@@ -63,12 +63,17 @@ def areas_of(dataset: str, name: str) -> AreaDistribution:
     return fit_areas(*TABLE_9[dataset, name])
 
 
+def pixel_range(image_size: int, low: float, high: float) -> tuple[int, int]:
+    """The fewest and the most pixels of a square image that lie in [low, high] percent, and at least 3."""
+    whole = image_size * image_size / 100
+    least = max(SMALLEST_PX, math.ceil(low * whole - 1e-9))
+    return least, max(least, math.floor(high * whole + 1e-9))
+
+
 def to_pixels(percent: float, image_size: int, low: float, high: float) -> int:
     """Pixels of a mask of `percent` of a square image, inside [low, high] percent and at least 3.
 
     Rounding never leaves the range, except that a range that ends below 3 px becomes 3 px.
     """
-    whole = image_size * image_size / 100
-    least = max(SMALLEST_PX, math.ceil(low * whole - 1e-9))
-    most = max(least, math.floor(high * whole + 1e-9))
-    return min(max(round(percent * whole), least), most)
+    least, most = pixel_range(image_size, low, high)
+    return min(max(round(percent * image_size * image_size / 100), least), most)

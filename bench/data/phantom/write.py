@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.data.phantom.difficulty import DEFAULT, Difficulty
 from bench.data.phantom.plan import SlicePlan, plan_split
-from bench.data.phantom.render import DEFAULT_LOOK, render_slice
-from bench.data.phantom.scene import Look
+from bench.data.phantom.render import render_slice
 from bench.data.prompts import PROMPTS, SITES
 from bench.errors import UserError, unknown_name
 from bench.spec import PhantomSize
 from experiments.paper import DATASETS, TABLE_9
 
-VERSION = 1  # of the generator: raise it with any change of the pictures, so that old and new do not mix
+VERSION = 2  # of the generator: raise it with any change of the pictures, so that old and new do not mix
 DONE = "phantom.json"  # written last; a folder without it is not a phantom
 MANY = 150  # slices, from which a second process pays for its start
 
 
 def parameters(
-    size: PhantomSize, objects: dict[str, tuple[str, ...]] | None, look: Look = DEFAULT_LOOK
+    size: PhantomSize, objects: dict[str, tuple[str, ...]] | None, difficulty: Difficulty = DEFAULT
 ) -> dict[str, object]:
     """Everything that decides the bytes of a phantom, ready for JSON. Raises UserError on an unknown name."""
     wanted = {dataset: [name for row, name in TABLE_9 if row == dataset] for dataset in DATASETS}
@@ -42,12 +42,12 @@ def parameters(
                 raise unknown_name(f"object of {dataset}", name, wanted[dataset])
     if objects is not None:
         wanted = {d: [name for name in wanted[d] if name in objects[d]] for d in DATASETS if objects.get(d)}
-    return {"version": VERSION, **size.model_dump(), "look": asdict(look), "objects": wanted}
+    return {"version": VERSION, **size.model_dump(), "difficulty": asdict(difficulty), "objects": wanted}
 
 
-def folder_name(size: PhantomSize, objects: dict[str, tuple[str, ...]] | None, look: Look = DEFAULT_LOOK) -> str:
+def folder_name(size: PhantomSize, objects: dict[str, tuple[str, ...]] | None, difficulty: Difficulty = DEFAULT) -> str:
     """A readable name that is the same for the same phantom and different for another."""
-    text = json.dumps(parameters(size, objects, look), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(parameters(size, objects, difficulty), sort_keys=True, separators=(",", ":"))
     return f"phantom-{size.image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -56,7 +56,7 @@ def generate(
     size: PhantomSize,
     objects: dict[str, tuple[str, ...]] | None,
     on_progress: Callable[[int, int], None] | None = None,
-    look: Look = DEFAULT_LOOK,
+    difficulty: Difficulty = DEFAULT,
 ) -> list[Path]:
     """Writes the phantom to `out`, one folder per data set, and returns the folders.
 
@@ -65,7 +65,7 @@ def generate(
     same parameters is not made again. All is made in a temporary folder beside `out`, renamed at the end.
     Raises UserError where `out` holds something else, or the disk is full.
     """
-    wanted = parameters(size, objects, look)
+    wanted = parameters(size, objects, difficulty)
     datasets = list(wanted["objects"])  # type: ignore[call-overload]
     if out.exists():
         if _finished(out, wanted):
@@ -76,7 +76,7 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _fill(temporary, size, wanted, look, on_progress or (lambda done, total: None))
+        _fill(temporary, size, wanted, difficulty, on_progress or (lambda done, total: None))
         temporary.chmod(0o755)
         _publish(temporary, out, wanted)
     except OSError as error:
@@ -103,7 +103,7 @@ def _publish(temporary: Path, out: Path, wanted: dict) -> None:
             raise
 
 
-def _fill(folder: Path, size: PhantomSize, wanted: dict, look: Look, on_progress: Callable) -> None:
+def _fill(folder: Path, size: PhantomSize, wanted: dict, difficulty: Difficulty, on_progress: Callable) -> None:
     """All splits of all data sets, then the marker."""
     splits = []
     for dataset, names in wanted["objects"].items():
@@ -115,7 +115,7 @@ def _fill(folder: Path, size: PhantomSize, wanted: dict, look: Look, on_progress
             for kind in (split, f"{split}_mask"):
                 (folder / dataset / kind).mkdir(parents=True)
             splits.append((folder / dataset, split, names, plans))
-    jobs = [(root, split, names, plan, size, look) for root, split, names, plans in splits for plan in plans]
+    jobs = [(root, split, names, plan, size, difficulty) for root, split, names, plans in splits for plan in plans]
     written: dict[tuple[Path, str], list[dict]] = {(root, split): [] for root, split, _, _ in splits}
     for done, (job, entry) in enumerate(zip(jobs, _map(_write_slice, jobs), strict=True), start=1):
         written[job[0], job[1]].append(entry)
@@ -143,10 +143,10 @@ def patient_name(number: int) -> str:
     return f"pt{number:04d}"
 
 
-def _write_slice(job: tuple[Path, str, list[str], SlicePlan, PhantomSize, Look]) -> dict:
+def _write_slice(job: tuple[Path, str, list[str], SlicePlan, PhantomSize, Difficulty]) -> dict:
     """Renders one slice, writes its PNGs and returns what the index says of it."""
-    root, split, names, plan, size, look = job
-    image, masks = render_slice(plan, size.image_size, size.seed, look)
+    root, split, names, plan, size, difficulty = job
+    image, masks = render_slice(plan, size.image_size, size.seed, difficulty)
     modality, site, _ = SITES[plan.dataset]
     stem = f"{patient_name(plan.patient)}-z{plan.index:02d}_{modality}_{site}"
     Image.fromarray(image).save(root / split / f"{stem}.png")

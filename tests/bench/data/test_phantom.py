@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.data.phantom import Look, folder_name, generate, plan_split, render_slice
+from bench.data.phantom import Difficulty, folder_name, generate, plan_split, render_slice
 from bench.data.phantom.plan import BOTH_SIDES
 from bench.data.phantom.sizes import areas_of, to_pixels
 from bench.data.prompts import PROMPTS, canonical
@@ -141,15 +141,15 @@ def test_a_nodule_stands_out_from_the_lung_around_it(slices):
     assert np.mean(np.array(contrast) > 15) > 0.8
 
 
-def test_look_changes_contrast_noise_and_distractors():
+def test_difficulty_changes_contrast_noise_and_distractors():
     plan = plan_split("LIDC-IDRI", ["nodule"], 1, 1, 1, seed=2)[0]
     _, masks = render_slice(plan, 128, 2)
-    faint, _ = render_slice(plan, 128, 2, Look(contrast=0.2))
+    faint, _ = render_slice(plan, 128, 2, Difficulty(contrast=0.2))
     strong, _ = render_slice(plan, 128, 2)
     assert faint[masks["nodule"]].mean() < strong[masks["nodule"]].mean()
     corner = np.s_[:8, :8]
-    assert render_slice(plan, 128, 2, Look(noise=4))[0][corner].std() > strong[corner].std()
-    few, many = (render_slice(plan, 128, 2, Look(distractors=d))[0] for d in (0.1, 2.0))
+    assert render_slice(plan, 128, 2, Difficulty(noise=4))[0][corner].std() > strong[corner].std()
+    few, many = (render_slice(plan, 128, 2, Difficulty(distractors=d))[0] for d in (0.1, 2.0))
     lung = many[40:90, 15:110]
     assert (lung > 70).mean() > (few[40:90, 15:110] > 70).mean()
 
@@ -231,7 +231,7 @@ def test_the_name_of_the_folder_follows_the_parameters(monkeypatch):
     others = [
         folder_name(TINY.model_copy(update={"seed": 6}), None),
         folder_name(TINY, {"LIDC-IDRI": ("nodule",)}),
-        folder_name(TINY, None, Look(noise=2)),
+        folder_name(TINY, None, Difficulty(noise=2)),
     ]
     monkeypatch.setattr("bench.data.phantom.write.VERSION", 99)
     others.append(folder_name(TINY, None))

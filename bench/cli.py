@@ -74,11 +74,12 @@ RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.",
 def run(
     suite: Annotated[str, typer.Option(help="What to run; see `bench list suites`.")] = "main",
     data: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="A data set folder in the BiomedParse layout, or a folder of such; may be repeated. "
-            "Without it the phantom is generated.",
-            metavar="DIR",
+            help="A data set folder in the BiomedParse layout, or a folder of such; may be repeated. A URL (s3://, "
+            "gs://, whatever fsspec reads) is copied under the runs folder first. Without it the phantom is "
+            "generated; phantom-easy and phantom-hard are names of two others.",
+            metavar="DIR|URL|NAME",
         ),
     ] = None,
     profile: Annotated[str | None, typer.Option(help="The scale; default: chosen from the hardware.")] = None,
@@ -100,6 +101,10 @@ def run(
             metavar="FILE|NAME",
         ),
     ] = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(help="A splits.json of `bench data split`, instead of --data.", metavar="FILE"),
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, data problems and estimate; train nothing.")
@@ -115,7 +120,10 @@ def run(
     Examples:
       bench run --suite main
       bench run --suite main --data data/openkbp --data data/idrid --seeds 0,1,2
+      bench run --suite main --data s3://bucket/openkbp
+      bench run --suite main --data phantom-hard
       bench run --suite main --methods boltzformer,seem --dry-run
+      bench run --suite main --splits splits.json
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
     """
     from bench import run as driver
@@ -133,6 +141,7 @@ def run(
         name=name,
         runs_dir=runs_dir,
         backbone_weights=backbone_weights,
+        splits=splits,
     )
     work = driver.dry_run if dry_run else driver.run
     raise typer.Exit(work(request, terminal_console()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from bench.data.splits import Splits
 
 NOT_YET = "-" * 10  # stands for the split hash while the phantom is not generated
+SHOWN_PROBLEMS = 20  # of one kind in one data set
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Request:
     """
 
     suite: str = "main"
-    data: tuple[Path, ...] = ()
+    data: tuple[str | Path, ...] = ()  # folders, or URLs that fsspec reads
     profile: str | None = None
     methods: tuple[str, ...] | None = None
     backbones: tuple[str, ...] | None = None
@@ -47,6 +49,7 @@ class Request:
     name: str | None = None
     runs_dir: Path = Path("runs")
     backbone_weights: str | None = None  # a file, or a name on the hub
+    splits: Path | None = None  # a splits.json, which names the data sets too
 
     @property
     def command(self) -> str:
@@ -56,6 +59,7 @@ class Request:
             words += ["--data", str(folder)]
         lists = {"--methods": self.methods, "--backbones": self.backbones, "--seeds": self.seeds}
         texts = {"--profile": self.profile, "--name": self.name, "--backbone-weights": self.backbone_weights}
+        texts["--splits"] = str(self.splits) if self.splits is not None else None
         texts |= {option: ",".join(map(str, values)) for option, values in lists.items() if values is not None}
         texts["--executor"] = self.executor if self.executor != "ray" else None
         texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
@@ -75,7 +79,8 @@ class Choice:
     methods: tuple[str, ...]
     backbones: tuple[str, ...]
     seeds: tuple[int, ...]
-    folders: tuple[Path, ...]  # data set folders; () is the phantom
+    folders: tuple[Path, ...]  # data set folders; () is a phantom
+    phantom: str = "phantom"  # which, a name of bench.data.phantom.PHANTOMS
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ class Plan:
 def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     """Looks all names up. UserError (did you mean) for an unknown one or data that are not there."""
     from bench.data.dataset import find_datasets
+    from bench.data.splits import split_roots
+    from bench.data.storage import local_folders
     from bench.methods import METHODS
     from experiments import SUITES, profiles
 
@@ -132,8 +139,26 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     known = profiles.BACKBONE_LABELS
     backbones = _pick("backbone", request.backbones, profile.backbones, known, f"profile {name}")
     seeds = suite.seeds if request.seeds is None else tuple(dict.fromkeys(request.seeds))
-    folders = tuple(find_datasets(request.data)) if request.data else ()
-    return Choice(suite, profile, reason, hardware, methods, backbones, seeds, folders)
+    if request.splits is not None and request.data:
+        raise UserError(f"--splits: {request.splits} names its data sets already: leave --data out")
+    paths = request.data if request.splits is None else split_roots(request.splits)
+    phantom = _phantom_name(request.data)
+    generated = phantom is not None or not paths
+    folders = () if generated else tuple(find_datasets(local_folders(paths, request.runs_dir / "data")))
+    return Choice(suite, profile, reason, hardware, methods, backbones, seeds, folders, phantom or "phantom")
+
+
+def _phantom_name(data: Sequence[str | Path]) -> str | None:
+    """The phantom that `--data` names, None where it names folders; a folder of that name comes first."""
+    from bench.data.phantom import PHANTOMS
+
+    names = [str(item) for item in data if str(item) in PHANTOMS and not Path(item).exists()]
+    if names and len(data) > 1:
+        raise UserError(
+            f"--data {names[0]} is generated and stands alone: leave the other --data out, or write it into a folder "
+            "first (`bench data phantom`)"
+        )
+    return names[0] if names else None
 
 
 def _pick(
@@ -195,10 +220,12 @@ def make_plan(
     choice: Choice, request: Request, datasets: Sequence[Dataset] | None, weights: WeightsFile | None = None
 ) -> Plan:
     """Splits the data sets and lists the trials; `datasets` None is a phantom that is not generated yet."""
-    from bench.data.splits import make_splits
+    from bench.data.splits import load_splits, make_splits
     from bench.methods import METHODS, make_spec
 
-    splits = None if datasets is None else make_splits(datasets)
+    splits = None
+    if datasets is not None:
+        splits = make_splits(datasets) if request.splits is None else load_splits(request.splits)
     if splits is None:
         work = phantom_workload(choice.profile.phantom, _phantom_objects(choice.profile))
     else:
@@ -211,6 +238,7 @@ def make_plan(
         for seed in choice.seeds
     ]
     parts = [choice.suite.name, *(data.name for data in datasets or () if not data.phantom)]
+    parts += [choice.phantom] if choice.phantom != "phantom" else []
     parts += [] if weights is None else [weights.path.stem]
     name = request.name or "-".join(parts)
     if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
@@ -218,11 +246,12 @@ def make_plan(
     return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs), weights)
 
 
-def phantom_folder(request: Request, profile: Profile) -> Path:
-    """Where the phantom of a profile is kept."""
-    from bench.data.phantom import folder_name
+def phantom_folder(request: Request, choice: Choice) -> Path:
+    """Where the phantom of a choice is kept."""
+    from bench.data.phantom import PHANTOMS, folder_name
 
-    return request.runs_dir.resolve() / "data" / folder_name(profile.phantom, profile.objects)
+    name = folder_name(choice.profile.phantom, choice.profile.objects, PHANTOMS[choice.phantom])
+    return request.runs_dir.resolve() / "data" / name
 
 
 def _phantom_objects(profile: Profile) -> dict[str, tuple[str, ...]]:
@@ -274,7 +303,7 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     if plan.splits is None:
         size = choice.profile.phantom
         console.print(
-            f"data     phantom, to be generated: {len(_phantom_objects(choice.profile))} data sets of "
+            f"data     {choice.phantom}, to be generated: {len(_phantom_objects(choice.profile))} data sets of "
             f"{size.patients} + {size.test_patients} patients with {size.slices} slices, {size.image_size}px",
             highlight=False,
         )
@@ -320,15 +349,24 @@ def _data_table(splits: Splits):
 
 
 def show_problems(problems: Sequence[Problem], console: Console) -> None:
-    """All data problems as one table."""
+    """Data problems as one table, of each kind in each data set the first ones."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{len(problems)} data problem{'s' * (len(problems) != 1)}", title_justify="left")
     for header in ("data set", "file", "problem", "fix"):
         table.add_column(header, overflow="fold")
+    counts: Counter[tuple[str, str]] = Counter()
     for problem in problems:
+        counts[problem.dataset, problem.kind] += 1
+        if counts[problem.dataset, problem.kind] > SHOWN_PROBLEMS:
+            continue
         # below the data set's folder: a whole path would be folded over several lines
         file = problem.file.split(f"/{problem.dataset}/")[-1]
         table.add_row(*(escape(part) for part in (problem.dataset, file, problem.problem, problem.fix)))
+    for (dataset, kind), count in counts.items():
+        if count > SHOWN_PROBLEMS:
+            table.add_row(
+                escape(dataset), f"and {count - SHOWN_PROBLEMS:,} more", kind, "`bench data check --json FILE`"
+            )
     console.print(table)

@@ -28,7 +28,7 @@ from bench.plan import (
     show_problems,
 )
 from bench.records import SCHEMA_VERSION
-from bench.spec import Profile, RunSpec
+from bench.spec import RunSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,17 +43,20 @@ def dry_run(request: Request, console: Console) -> int:
     """Prints the plan and every data problem, writes nothing. The exit code: 2 where there are data
     problems.
     """
+    from bench.data.storage import is_url
+
     choice = choose(request)
-    phantom = phantom_folder(request, choice.profile)
+    phantom = phantom_folder(request, choice)
     folders = choice.folders or (tuple(_subfolders(phantom)) if phantom.is_dir() else ())
     sound, weights = _preflight(request, choice, folders, console)
     if not sound:
         return USER_ERROR
-    plan = make_plan(choice, request, _load(folders) if folders else None, weights)
+    plan = make_plan(choice, request, _load(request, folders) if folders else None, weights)
     if folders:
         check_folder(plan, request.runs_dir)
     show(plan, console, missing(plan))
-    console.print("dry run: nothing was trained and nothing written", highlight=False)
+    written = "only the copy of remote data" if any(map(is_url, request.data)) else "nothing"
+    console.print(f"dry run: nothing was trained and {written} written", highlight=False)
     return 0
 
 
@@ -67,9 +70,9 @@ def run(request: Request, console: Console) -> int:
     sound, weights = _preflight(request, choice, choice.folders, console)
     if not sound:
         return USER_ERROR
-    if not choice.folders and not phantom_folder(request, choice.profile).is_dir():
+    if not choice.folders and not phantom_folder(request, choice).is_dir():
         show_first(make_plan(choice, request, None), console)
-    datasets = _load(choice.folders or _phantom(request, choice.profile, console))
+    datasets = _load(request, choice.folders or _phantom(request, choice, console))
     plan = make_plan(choice, request, datasets, weights)
     check_folder(plan, request.runs_dir)
     with locked(plan.folder):
@@ -205,13 +208,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _phantom(request: Request, profile: Profile, console: Console) -> list[Path]:
+def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:
     """The phantom's data set folders; generated where they are not there yet."""
     from rich.progress import Progress
 
-    from bench.data.phantom import generate
+    from bench.data.phantom import PHANTOMS, generate
 
-    folder = phantom_folder(request, profile)
+    folder = phantom_folder(request, choice)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits, and then finds it there
@@ -219,9 +222,10 @@ def _phantom(request: Request, profile: Profile, console: Console) -> list[Path]
             task = progress.add_task("generating the phantom", total=None)
             return generate(
                 folder,
-                profile.phantom,
-                profile.objects,
+                choice.profile.phantom,
+                choice.profile.objects,
                 on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+                difficulty=PHANTOMS[choice.phantom],
             )
 
 
@@ -231,17 +235,18 @@ def _subfolders(folder: Path) -> list[Path]:
     return find_datasets([folder])
 
 
-def _load(folders: Sequence[Path]) -> list[Dataset]:
+def _load(request: Request, folders: Sequence[Path]) -> list[Dataset]:
     from bench.data.dataset import load_dataset
 
-    return [load_dataset(folder) for folder in folders]
+    # whoever wrote a splits.json has settled what to do with patients on both sides
+    return [load_dataset(folder, allow_leaks=request.splits is not None) for folder in folders]
 
 
 def _preflight(
     request: Request, choice: Choice, folders: Sequence[Path], console: Console
 ) -> tuple[bool, WeightsFile | None]:
     """Looks at data sets and weights, so that all their problems are told at once: (all sound, the weights)."""
-    broken = _report_problems(folders, console)
+    broken = _report_problems(folders, console, request.splits is not None)
     if request.backbone_weights is None:
         return not broken, None
     try:
@@ -253,13 +258,18 @@ def _preflight(
         return False, None
 
 
-def _report_problems(folders: Sequence[Path], console: Console) -> bool:
+def _report_problems(folders: Sequence[Path], console: Console, leaks_settled: bool) -> bool:
+    """Shows every data problem; whether one of them stops the run."""
     from bench.data.check import check_datasets
+    from bench.data.dataset import LEAKS
 
-    problems = check_datasets(folders)
+    problems = [p for p in check_datasets(folders) if not (leaks_settled and p.kind in LEAKS)]
+    fatal = any(problem.fatal for problem in problems)
     if problems:
         show_problems(problems, console)
-    return bool(problems)
+        if not fatal:
+            console.print("none of these stops the run", highlight=False)
+    return fatal
 
 
 @contextlib.contextmanager

@@ -118,7 +118,8 @@ def squares(tmp_path) -> Path:
     def item(split: str, patient: int):
         square, dot = np.zeros((2, 20, 30), bool)
         square[4:12, 5:15] = True
-        dot[14:16, 3 + patient : 6 + patient] = True
+        place = 3 + patient if split == "train" else 12 + patient  # no test image is a training image again
+        dot[14:16, place : place + 3] = True
         image = (40 + 100 * square + 60 * dot).astype(np.uint8)
         return f"{split}{patient}-z0_CT_chest", f"{split}-{patient}", image, {"large square": square, "dot": dot}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -15,13 +17,44 @@ from bench.errors import UserError
 from bench.interface import Sample, Target
 
 SPLITS = ("train", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+LFS_POINTER = b"version https://git-lfs"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+Kind = Literal[
+    "layout",
+    "missing file",
+    "outside folder",
+    "duplicate id",
+    "image without mask",
+    "mask without annotation",
+    "Git-LFS pointer",
+    "truncated",
+    "unreadable",
+    "wrong size",
+    "not binary",
+    "empty mask",
+    "wrong area",
+    "wrong prompt",
+    "patient leak",
+    "image leak",
+]
+# what these concern is not used in training, or was found by a rule of thumb
+NOT_FATAL = ("image without mask", "mask without annotation", "wrong area", "wrong prompt", "image leak")
+LEAKS = ("patient leak", "image leak")
+# kind -> (what, fix)
+UNREADABLE = {
+    "Git-LFS pointer": ("a Git-LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
+    "truncated": ("truncated: the end of the PNG is missing", "copy or download it again"),
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a data set: the file, what, and how to mend it."""
+    """One thing wrong with a data set: its kind, the file, what, and how to mend it."""
 
     dataset: str
+    kind: Kind
     file: str
     problem: str
     fix: str
@@ -29,16 +62,22 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.file}: {self.problem}; {self.fix}"
 
+    @property
+    def fatal(self) -> bool:
+        """Whether nothing should be trained before it is mended."""
+        return self.kind not in NOT_FATAL
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set folder as read. `phantom` is True for generated data."""
+    """A data set folder as read. `phantom` is True for generated data; `areas` are px as stated, by mask file."""
 
     name: str
     root: Path
     phantom: bool
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    areas: dict[Path, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -50,10 +89,11 @@ class _Reading:
     phantom: bool = False
     samples: dict[str, list[Sample]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     patients: dict[str, set[str]] = field(default_factory=lambda: {split: set() for split in SPLITS})  # as named
+    areas: dict[Path, float] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def problem(self, file: Path, problem: str, fix: str) -> None:
-        self.problems.append(Problem(self.name, str(file), problem, fix))
+    def problem(self, kind: Kind, file: Path, problem: str, fix: str) -> None:
+        self.problems.append(Problem(self.name, kind, str(file), problem, fix))
 
 
 def find_datasets(paths: Sequence[Path]) -> list[Path]:
@@ -79,11 +119,15 @@ def find_datasets(paths: Sequence[Path]) -> list[Path]:
     return folders
 
 
-def load_dataset(folder: Path) -> Dataset:
-    """The data set in `folder`; raises UserError on the first problem of its layout (pixels are not read)."""
+def load_dataset(folder: Path, allow_leaks: bool = False) -> Dataset:
+    """The data set in `folder`; raises UserError on the first fatal problem of its layout (pixels are not read).
+
+    `allow_leaks` lets patients be on both sides, for a caller that makes sides of its own.
+    """
     dataset, problems = read_layout(folder)
-    if problems:
-        raise UserError(str(problems[0]))
+    for problem in problems:
+        if problem.fatal and not (allow_leaks and problem.kind == "patient leak"):
+            raise UserError(str(problem))
     return dataset
 
 
@@ -93,11 +137,10 @@ def read_layout(folder: Path) -> tuple[Dataset, list[Problem]]:
     for split in SPLITS:
         _read_split(reading, split)
     for patient in sorted(set.intersection(*reading.patients.values())):
-        reading.problem(
-            folder, f"patient '{patient}' is in train and in test", "move all of a patient's images to one side"
-        )
-    samples = {split: tuple(sorted(reading.samples[split], key=lambda s: s.image_id)) for split in SPLITS}
-    return Dataset(reading.name, reading.root, reading.phantom, samples["train"], samples["test"]), reading.problems
+        fix = "move all of a patient's images to one side, or let `bench data split` leave them out of train"
+        reading.problem("patient leak", folder, f"patient '{patient}' is in train and in test", fix)
+    train, test = (tuple(sorted(reading.samples[split], key=lambda s: s.image_id)) for split in SPLITS)
+    return Dataset(reading.name, reading.root, reading.phantom, train, test, reading.areas), reading.problems
 
 
 def _read_split(reading: _Reading, split: str) -> None:
@@ -108,58 +151,89 @@ def _read_split(reading: _Reading, split: str) -> None:
         rows = [(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"])) for row in images]
         files = {number: name for number, name, _, _ in rows}
         pairs = [(files.get(row["image_id"]), row, _phrases(row)) for row in annotations]
+        patients = {str(row["file_name"]): {str(row["patient"])} for row in images if row.get("patient")}
+        explained = {name for name, _, _ in pairs} | set(patients)  # a negative on purpose names its patient
     except FileNotFoundError:
-        return reading.problem(file, "missing", "write it as the README's data format says")
+        return reading.problem("missing file", file, "missing", "write it as the README's data format says")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return reading.problem(file, f"not valid JSON ({error})", "write it again")
+        if is_lfs_pointer(file):
+            return reading.problem("Git-LFS pointer", file, *UNREADABLE["Git-LFS pointer"])
+        return reading.problem("layout", file, f"not valid JSON ({error})", "write it again")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         needed = "'images' (id, file_name, height, width) and 'annotations' (image_id, mask_file, sentences: [{raw}])"
-        return reading.problem(file, f"no usable {error}", f"it needs {needed}")
+        return reading.problem("layout", file, f"no usable {error}", f"it needs {needed}")
     info = content.get("info")
     reading.phantom |= isinstance(info, dict) and "phantom" in info
 
     for what, values in (("id", [row[0] for row in rows]), ("image name", [Path(row[1]).stem for row in rows])):
         for value, count in Counter(values).items():
             if count > 1:
-                reading.problem(file, f"{count} images have the {what} '{value}'", "give each its own")
+                reading.problem("duplicate id", file, f"{count} images have the {what} '{value}'", "give each its own")
 
-    targets: dict[str, list[Target]] = {}
-    patients: dict[str, set[str]] = {}
-    for name, row, prompts in pairs:
-        if name is None:
-            reading.problem(file, f"annotation {row.get('id')} names no image", "mend its image_id")
-            continue
-        mask_file = _inside(reading, file, f"{split}_mask", row.get("mask_file"))
-        if mask_file is None:
-            continue
-        stem = Path(name).stem
-        label = row.get("object") or mask_file.stem.removeprefix(stem + "_").replace("+", " ")
-        if not prompts:
-            reading.problem(file, f"annotation of {mask_file.name} has no sentence", "add sentences: [{'raw': ...}]")
-            continue
-        if any(t.object == label for t in targets.get(name, [])):
-            reading.problem(file, f"'{label}' is annotated twice in {name}", "keep one mask per object")
-            continue
-        targets.setdefault(name, []).append(Target(str(label), prompts, mask_file))
-        if row.get("patient") not in (None, ""):
-            patients.setdefault(name, set()).add(str(row["patient"]))
-
+    targets = _targets(reading, split, pairs, patients)
     if not targets:
-        reading.problem(file, "no image has an annotation", "a data set needs at least one on each side")
+        reading.problem("layout", file, "no image has an annotation", "a data set needs at least one on each side")
     for _, name, height, width in rows:
         image_file = _inside(reading, file, split, name)
-        if image_file is None or name not in targets:  # an image without a target is of no use here
+        if image_file is None:
             continue
         named = patients.get(name, set())
         if len(named) > 1:
-            reading.problem(file, f"{name} has several patients", "an image belongs to one patient")
+            reading.problem("layout", file, f"{name} has several patients", "an image belongs to one patient")
         reading.patients[split] |= named
+        if name not in targets:  # of no use here
+            if name not in explained:
+                fix = f"annotate it, take it out, or name its patient in 'images' of {file.name} if it is a negative"
+                reading.problem("image without mask", image_file, "has no annotation", fix)
+            continue
         stem = Path(name).stem
         # without a patient every image is a unit of its own
         patient = min(named) if named else f"{split}/{stem}"
         reading.samples[split].append(
             Sample(reading.name, stem, patient, image_file, height, width, tuple(targets[name]))
         )
+    _find_unlisted(reading, split, {name for _, name, _, _ in rows}, {row.get("mask_file") for row in annotations})
+
+
+def _targets(
+    reading: _Reading, split: str, pairs: list[tuple[str | None, dict, tuple[str, ...]]], patients: dict[str, set[str]]
+) -> dict[str, list[Target]]:
+    """The sound annotations by image name; their patients are added to `patients`."""
+    file = reading.root / f"{split}.json"
+    targets: dict[str, list[Target]] = {}
+    for name, row, prompts in pairs:
+        if name is None:
+            reading.problem("layout", file, f"annotation {row.get('id')} names no image", "mend its image_id")
+            continue
+        mask_file = _inside(reading, file, f"{split}_mask", row.get("mask_file"))
+        if mask_file is None:
+            continue
+        label = row.get("object") or mask_file.stem.removeprefix(Path(name).stem + "_").replace("+", " ")
+        if not prompts:
+            fix = "add sentences: [{'raw': ...}]"
+            reading.problem("layout", file, f"annotation of {mask_file.name} has no sentence", fix)
+            continue
+        if any(t.object == label for t in targets.get(name, [])):
+            reading.problem("layout", file, f"'{label}' is annotated twice in {name}", "keep one mask per object")
+            continue
+        targets.setdefault(name, []).append(Target(str(label), prompts, mask_file))
+        if row.get("patient") not in (None, ""):
+            patients.setdefault(name, set()).add(str(row["patient"]))
+        if isinstance(row.get("area"), int | float):
+            reading.areas[mask_file] = row["area"]
+    return targets
+
+
+def _find_unlisted(reading: _Reading, split: str, images: set[str], masks: set[object]) -> None:
+    """Files that lie in the folders and that the JSON does not name."""
+    for folder, kind, listed in (
+        (split, "image without mask", images),
+        (f"{split}_mask", "mask without annotation", masks),
+    ):
+        home = reading.root / folder
+        for path in sorted(home.iterdir()) if home.is_dir() else ():
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.name not in listed and not path.name.startswith("."):
+                reading.problem(kind, path, f"is not in {split}.json", f"annotate it in {split}.json or remove it")
 
 
 def _phrases(annotation: dict) -> tuple[str, ...]:
@@ -169,37 +243,64 @@ def _phrases(annotation: dict) -> tuple[str, ...]:
 def _inside(reading: _Reading, json_file: Path, folder: str, name: object) -> Path | None:
     """The file `name` in `folder`, unless it is missing or would leave the folder."""
     if not isinstance(name, str) or not name:
-        reading.problem(json_file, "an entry has no file name", "every image and annotation needs one")
+        reading.problem("layout", json_file, "an entry has no file name", "every image and annotation needs one")
         return None
     home = reading.root / folder
     path = home / name
     if not path.resolve().is_relative_to(home.resolve()):
-        reading.problem(json_file, f"file name '{name}' leaves {folder}/", "use a plain file name")
+        reading.problem("outside folder", json_file, f"file name '{name}' leaves {folder}/", "use a plain file name")
         return None
     if not path.is_file():
-        reading.problem(path, "missing", f"add it or take it out of {json_file.name}")
+        reading.problem("missing file", path, "missing", f"add it or take it out of {json_file.name}")
         return None
     return path
 
 
 def load_image(file: Path) -> np.ndarray:
     """(H, W, 3) uint8; grey images are repeated. Raises UserError naming an unreadable file."""
-    with _opened(file) as image:
-        if image.mode[0] in "IF":
-            raise UserError(f"{file}: cannot be read as an image (more than 8 bits a channel); scale it to 0..255")
+    with open_image(file) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def load_mask(file: Path) -> np.ndarray:
     """(H, W) bool: any of R, G, B above 0. Alpha is not looked at: BiomedParse's masks have it at 255 everywhere."""
-    with _opened(file) as image:
+    with open_image(file) as image:
         return np.asarray(image.convert("RGB")).any(axis=2)
 
 
-def _opened(file: Path) -> Image.Image:
+def open_image(file: Path) -> Image.Image:
+    """The decoded picture, at most 8 bits a channel. Raises UserError naming an unreadable file."""
     try:
         image = Image.open(file)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: cannot be read as an image ({error}); replace the file") from None
+        what, fix = UNREADABLE.get(why_unreadable(file), (str(error), "replace the file"))
+        raise UserError(f"{file}: cannot be read as an image ({what}); {fix}") from None
+    if image.mode[0] in "IF":
+        raise UserError(f"{file}: cannot be read as an image (more than 8 bits a channel); scale it to 0..255")
     return image
+
+
+def why_unreadable(file: Path) -> Literal["Git-LFS pointer", "truncated", "unreadable"]:
+    """Of a file that cannot be read as an image: the kind of its problem, by its first and last bytes."""
+    if is_lfs_pointer(file):
+        return "Git-LFS pointer"
+    return "truncated" if is_truncated(file) else "unreadable"
+
+
+def is_truncated(file: Path) -> bool:
+    """Whether a PNG has lost its end; some decode all the same."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        start = handle.read(len(PNG_START))
+        handle.seek(max(0, handle.seek(0, os.SEEK_END) - 64))
+        return start == PNG_START and PNG_END not in handle.read()
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether Git has left a pointer where the file itself should be."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        return handle.read(len(LFS_POINTER)) == LFS_POINTER

@@ -7,23 +7,28 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from bench.atomic import write_json
+from bench.atomic import read_json, write_json
 from bench.data.dataset import Dataset, load_dataset
+from bench.data.official import Provenance, arrange, assign_lists, settle_leaks, with_patient
 from bench.errors import UserError
 from bench.interface import Sample
 
 FORMAT = 1
+REMAKE = "write it again with `bench data split`"
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three sides of a comparison; `hash` covers every image, patient, prompt and mask."""
+    """The three sides of a comparison; `hash` covers every image, patient, prompt and mask.
+
+    `provenance` says by data set name how the sides came about; a data set without is split by its folders.
+    """
 
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
@@ -32,6 +37,7 @@ class Splits:
     phantom: bool
     seed: int
     val_fraction: float
+    provenance: dict[str, Provenance] = field(default_factory=dict)
 
     @cached_property  # it reads the end of every file
     def hash(self) -> str:
@@ -61,6 +67,7 @@ class Splits:
             "val_fraction": self.val_fraction,
             "phantom": self.phantom,
             "datasets": {name: {"root": str(root), **names[name]} for name, root in self.roots.items()},
+            "provenance": {name: asdict(provenance) for name, provenance in self.provenance.items()},
         }
         write_json(path, content)
 
@@ -96,14 +103,79 @@ def make_splits(datasets: Sequence[Dataset], seed: int = 0, val_fraction: float 
     return Splits(tuple(train), tuple(val), tuple(test), roots, phantom, seed, val_fraction)
 
 
+def split_folders(
+    folders: Sequence[Path],
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    official: Sequence[Path] = (),
+    keep_leaks: bool = False,
+) -> Splits:
+    """The splits of the data sets in `folders`, by the authors' lists `official` where there is one.
+
+    Patients in train and in test are left out of train, or stay on both sides with `keep_leaks`. Raises UserError for
+    data or lists that cannot be used.
+    """
+    datasets = [load_dataset(folder, allow_leaks=True) for folder in folders]
+    lists = assign_lists(datasets, official)
+    settled, provenance = [], {}
+    for dataset in datasets:
+        arranged = arrange(dataset, *lists[dataset.name]) if dataset.name in lists else (dataset, Provenance())
+        dataset, provenance[dataset.name] = settle_leaks(*arranged, keep_leaks)
+        settled.append(dataset)
+    return replace(make_splits(settled, seed, val_fraction), provenance=provenance)
+
+
 def load_splits(path: Path) -> Splits:
-    """Makes the splits of a splits.json again from the data and refuses if anything has changed."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    datasets = [load_dataset(Path(entry["root"])) for entry in content["datasets"].values()]
-    splits = make_splits(datasets, content["seed"], content["val_fraction"])
-    if splits.hash != content["hash"]:
-        raise UserError(
-            f"{path}: the data have changed since these splits were made (hash {splits.hash}, not "
-            f"{content['hash']}); run under another --name or restore the data"
-        )
+    """The splits of a splits.json, from the data as they are now; UserError if they are no longer the same."""
+    content = read_json(path, REMAKE)
+    try:
+        roots = {name: Path(entry["root"]) for name, entry in content["datasets"].items()}
+        provenance = {name: Provenance(**value) for name, value in content.get("provenance", {}).items()}
+        sides: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
+        for name, entry in content["datasets"].items():
+            found = _sides(path, load_dataset(roots[name], allow_leaks=True), entry, provenance.get(name, Provenance()))
+            for side, samples in found.items():
+                sides[side] += samples
+        parts = (tuple(samples) for samples in sides.values())
+        settings = (content["phantom"], content["seed"], content["val_fraction"])
+        splits, expected = Splits(*parts, roots, *settings, provenance), content["hash"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no splits.json of this program (no usable {error}): {REMAKE}") from None
+    if splits.hash != expected:
+        raise _changed(path, f"hash {splits.hash}, not {expected}")
     return splits
+
+
+def split_roots(path: Path) -> list[Path]:
+    """The data set folders that a splits.json names. Raises UserError."""
+    content = read_json(path, REMAKE)
+    try:
+        return [Path(entry["root"]) for entry in content["datasets"].values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no splits.json of this program (no usable {error}): {REMAKE}") from None
+
+
+def _sides(path: Path, dataset: Dataset, entry: dict, provenance: Provenance) -> dict[str, list[Sample]]:
+    """The samples of a data set that a splits.json names, by side, without the masks it leaves out."""
+    folders = {"train": {s.image_id: s for s in dataset.train}, "test": {s.image_id: s for s in dataset.test}}
+    left_out = set(provenance.masks_left_out)
+    sides: dict[str, list[Sample]] = {}
+    for side in ("train", "val", "test"):
+        own, other = ("test", "train") if side == "test" else ("train", "test")
+        sides[side] = []
+        for stem in entry.get(side, []):
+            sample = folders[own].get(stem) or folders[other].get(stem)  # a list may have changed its side
+            if sample is None:
+                raise _changed(path, f"{stem} is not in {dataset.root}")
+            if provenance.official is not None:
+                targets = tuple(target for target in sample.targets if target.mask_file.name not in left_out)
+                sample = replace(with_patient(sample), targets=targets)
+            sides[side].append(sample)
+    return sides
+
+
+def _changed(path: Path, how: str) -> UserError:
+    return UserError(
+        f"{path}: the data have changed since these splits were made ({how}); "
+        "run under another --name or restore the data"
+    )

@@ -46,6 +46,7 @@ def test_suites_and_methods_are_listed_without_torch_ray_or_mlflow():
         ["list"],
         ["ui"],
         ["data", "check"],
+        ["data", "split"],
         ["data", "stats"],
         ["data", "preview"],
     ],
@@ -124,7 +125,7 @@ def test_options_reach_the_driver(monkeypatch, tmp_path):
     ]
     assert RUNNER.invoke(cli.app, words).exit_code == 7
     (request,) = seen
-    assert request.data == (Path("a"), Path("b")) and request.methods == ("sam", "sam2")
+    assert request.data == ("a", "b") and request.methods == ("sam", "sam2")
     assert (request.seeds, request.executor, request.profile) == ((3, 4), "local", None)
     assert RUNNER.invoke(cli.app, ["run", "--executor", "slurm"]).exit_code == 2
 

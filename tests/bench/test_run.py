@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from bench import run as driver
+from bench.data.dataset import load_dataset
+from bench.data.splits import make_splits, split_folders
 from bench.errors import UserError
 from bench.execute import run_state
 from bench.interface import FitSummary, Prediction
@@ -220,6 +222,57 @@ def test_a_dry_run_of_the_phantom_generates_nothing(request_of, tmp_path):
     assert driver.dry_run(request_of(data=(), methods=None), out) == 0
     assert "to be generated" in text_of(out)
     assert not (tmp_path / "runs").exists()
+
+
+def leaking(squares):
+    """The squares with the first training patient in test as well."""
+    file = squares / "test.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"][:2]:
+        annotation["patient"] = "train-0"
+    file.write_text(json.dumps(content))
+    return squares
+
+
+def test_a_split_file_says_which_data_and_sides(request_of, fast, squares, tmp_path):
+    with pytest.raises(UserError, match="'train-0' is in train and in test"):
+        make_splits([load_dataset(leaking(squares))])
+    hashes = set()
+    for keep in (False, True):
+        file = tmp_path / f"{keep}.json"
+        splits = split_folders([squares], keep_leaks=keep)
+        splits.save(file)
+        out, request = console(), request_of(data=(), splits=file, name=f"keep-{keep}")
+        assert driver.dry_run(request, out) == driver.run(request, out) == 0, text_of(out)
+        assert splits.hash in text_of(out) and f"--splits {file}" in request.command
+        suite = json.loads((tmp_path / "runs" / request.name / "suite.json").read_text())
+        assert suite["split_hash"] == splits.hash
+        hashes.add(splits.hash)
+    assert len(hashes) == 2
+
+
+def test_a_split_file_that_cannot_be_used_is_one_line(request_of, squares, tmp_path):
+    file = tmp_path / "splits.json"
+    with pytest.raises(UserError, match=r"splits\.json is missing: write it again with `bench data split`"):
+        driver.run(request_of(data=(), splits=file), console())
+    file.write_text('{"datasets": {"squares": 3}}')
+    with pytest.raises(UserError, match=r"is no splits\.json of this program"):
+        driver.run(request_of(data=(), splits=file), console())
+    split_folders([squares]).save(file)
+    with pytest.raises(UserError, match="names its data sets already: leave --data out"):
+        driver.run(request_of(splits=file), console())
+    next((squares / "test").glob("*.png")).unlink()
+    out = console()
+    assert driver.run(request_of(data=(), splits=file), out) == 2
+    assert "1 data problem" in text_of(out)
+
+
+def test_a_problem_of_what_is_not_used_is_shown_and_stops_nothing(request_of, squares):
+    mask = next((squares / "train_mask").glob("*.png"))
+    mask.with_name("forgotten.png").write_bytes(mask.read_bytes())
+    out = console()
+    assert driver.dry_run(request_of(), out) == 0
+    assert "forgotten.png" in text_of(out) and "none of these stops the run" in text_of(out)
 
 
 @pytest.mark.parametrize(

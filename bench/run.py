@@ -210,21 +210,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:
     """The phantom's data set folders; generated where they are not there yet."""
-    from rich.progress import Progress
-
     from bench.data.phantom import PHANTOMS, generate
+    from bench.terminal import progress_bar
 
     folder = phantom_folder(request, choice)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits, and then finds it there
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("generating the phantom", total=None)
+        with progress_bar(console, "generating the phantom") as on_progress:
             return generate(
                 folder,
                 choice.profile.phantom,
                 choice.profile.objects,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+                on_progress=on_progress,
                 difficulty=PHANTOMS[choice.phantom],
             )
 

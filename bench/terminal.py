@@ -1,9 +1,11 @@
-"""What commands print with: a console and a plain table."""
+"""What commands print with: a console, a progress bar and a plain table."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +20,16 @@ def terminal_console() -> Console:
     # a log file or a pipe has no width of its own, and 80 columns would fold the tables
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 140
     return Console(file=sys.stdout, width=width)
+
+
+@contextmanager
+def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar while it is open, moved by calls with (done, total)."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def text_table(headers: list[str], rows: list[list[str]]) -> Table:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bench.data.prepare.commands import prepare_app
 from bench.errors import UserError
-from bench.terminal import terminal_console, text_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from bench.terminal import progress_bar, terminal_console, text_table
 
 data_app = typer.Typer(help="Prepare data sets and look at them.", no_args_is_help=True, rich_markup_mode=None)
 data_app.add_typer(prepare_app, name="prepare")
@@ -22,16 +17,6 @@ Folders = Annotated[
     list[Path],
     typer.Argument(help="Data set folders (with train.json), or folders of such.", metavar="DIR..."),
 ]
-
-
-@contextmanager
-def progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar while it is open, moved by calls with (done, total)."""
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @data_app.command()
@@ -62,7 +47,7 @@ def check(
 
     console = terminal_console()
     found = find_datasets(folders)
-    with progress(console, "reading images and masks") as on_progress:
+    with progress_bar(console, "reading images and masks") as on_progress:
         problems = check_datasets(found, on_progress)
     if json_file is not None:
         write_json(json_file, {"folders": [str(p) for p in found], "problems": [vars(p) for p in problems]})
@@ -196,7 +181,7 @@ def stats(
     published = {folder: found for folder in folders if (found := find_published(folder))}
     own = [folder for folder in folders if folder not in published]
     datasets = [load_dataset(folder, allow_leaks=True) for folder in find_datasets(own)]
-    with progress(console, "reading masks") as on_progress:
+    with progress_bar(console, "reading masks") as on_progress:
         frames = [mask_areas(datasets, on_progress)] if datasets else []
     frames += [published_areas(files) for files in published.values()]
     areas = pd.concat(frames, ignore_index=True)
@@ -281,7 +266,7 @@ def phantom(
             "difficulty", difficulty, ["default", *(p.removeprefix("phantom-") for p in PHANTOMS if "-" in p)]
         )
     wanted = PhantomSize(image_size=size, patients=patients, test_patients=patients // 3, slices=slices, seed=seed)
-    with progress(terminal_console(), f"generating {name}") as on_progress:
+    with progress_bar(terminal_console(), f"generating {name}") as on_progress:
         folders = generate(out, wanted, None, on_progress, PHANTOMS[name])
     for folder in folders:
         print(folder)

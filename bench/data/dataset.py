@@ -150,7 +150,7 @@ def _read_split(reading: _Reading, split: str) -> None:
         images, annotations = content["images"], content["annotations"]
         rows = [(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"])) for row in images]
         files = {number: name for number, name, _, _ in rows}
-        pairs = [(files.get(row["image_id"]), row, _phrases(row)) for row in annotations]
+        pairs = [(files.get(row["image_id"]), row, sentences_of(row)) for row in annotations]
         patients = {str(row["file_name"]): {str(row["patient"])} for row in images if row.get("patient")}
         explained = {name for name, _, _ in pairs} | set(patients)  # a negative on purpose names its patient
     except FileNotFoundError:
@@ -236,7 +236,8 @@ def _find_unlisted(reading: _Reading, split: str, images: set[str], masks: set[o
                 reading.problem(kind, path, f"is not in {split}.json", f"annotate it in {split}.json or remove it")
 
 
-def _phrases(annotation: dict) -> tuple[str, ...]:
+def sentences_of(annotation: dict) -> tuple[str, ...]:
+    """The prompts of an annotation as the JSON has it; () where it has none."""
     return tuple(str(s["raw"]).strip() for s in annotation.get("sentences") or [] if s.get("raw"))
 
 

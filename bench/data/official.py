@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.data.dataset import SPLITS, Dataset
-from bench.data.prepare.official import official_sides
+from bench.data.prepare.official import image_of, read_list
 from bench.errors import UserError
 from bench.interface import Sample
 
@@ -41,19 +41,6 @@ class Side:
     images: frozenset[str]
     patients: frozenset[str]
     masks: int
-
-
-def read_list(file: Path) -> dict[str, str]:
-    """Mask file name -> "train" or "test". Raises UserError for a file that is no list (columns split, fname)."""
-    import pandas as pd
-
-    sides = official_sides(file)
-    return {name: sides[image_of(name)] for name in pd.read_csv(file, usecols=["fname"], dtype=str)["fname"]}
-
-
-def image_of(mask_name: str) -> str:
-    """The stem of a mask's image: "lung_001_231_CT_lung_tumor.png" -> "lung_001_231_CT_lung"."""
-    return mask_name.rsplit("_", 1)[0]
 
 
 def patient_of(stem: str) -> str:

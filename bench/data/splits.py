@@ -92,15 +92,19 @@ def make_splits(datasets: Sequence[Dataset], seed: int = 0, val_fraction: float 
         patients = sorted({s.patient for s in dataset.train})
         if len(patients) < 2:
             raise UserError(f"{dataset.root}: one training patient cannot be split into train and validation; add more")
-        rng = np.random.default_rng([seed, zlib.crc32(dataset.name.encode())])
-        held_out = max(1, round(val_fraction * len(patients)))
-        chosen = set(rng.permutation(patients)[:held_out].tolist())
+        chosen = draw_patients(patients, dataset.name, val_fraction, seed)
         train += [s for s in dataset.train if s.patient not in chosen]
         val += [s for s in dataset.train if s.patient in chosen]
         test += dataset.test
     roots = {d.name: d.root for d in sorted(datasets, key=lambda d: d.name)}
     phantom = any(d.phantom for d in datasets)
     return Splits(tuple(train), tuple(val), tuple(test), roots, phantom, seed, val_fraction)
+
+
+def draw_patients(patients: Sequence[str], dataset: str, share: float, seed: int) -> set[str]:
+    """`share` of the patients (sorted, each once), at least one; a function of the arguments."""
+    rng = np.random.default_rng([seed, zlib.crc32(dataset.encode())])
+    return set(rng.permutation(patients)[: max(1, round(share * len(patients)))].tolist())
 
 
 def split_folders(

@@ -12,15 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from bench.atomic import read_json
-from bench.data.dataset import load_image, load_mask
-from bench.data.prepare.official import SIDES
+from bench.data.dataset import SPLITS, is_lfs_pointer, load_image, load_mask, sentences_of
 from bench.data.prepare.recipe import Options, Picture, evenly_spread, image_to_size, masks_to_size
 from bench.data.prepare.write import Unit
 from bench.data.prompts import phrases_of
 from bench.errors import UserError
 
-POINTER = b"version https://git-lfs"
-POINTER_BYTES = 1024  # pointers are smaller
 # <patient>_<scan>_<slice> of LIDC, <patient>_<slice> of AMOS and of the Decathlon
 MSD = "BRATS|la|liver|hippocampus|prostate|lung|pancreas|hepaticvessel|spleen|colon"
 PATIENTS = (r"(LIDC-IDRI-\d+)_\d+_\d+", r"(amos_\d+)_\d+", rf"((?:{MSD})_\d+)_\d+")
@@ -68,7 +65,7 @@ def units(folder: Path, dataset: str, options: Options) -> tuple[list[Unit], boo
     sides = sorted(p.name.removesuffix("_mask") for p in folder.glob("*_mask") if p.is_dir())
     images = [image for side in sides for image in _side(folder, side)]
     _all_there(folder, images)
-    published = set(sides) <= set(SIDES)
+    published = set(sides) <= set(SPLITS)
     by_patient = defaultdict(list)
     for image in images:
         by_patient[image.side if published else "train", image.patient or image.file.stem].append(image)
@@ -122,7 +119,7 @@ def _listed(folder: Path, side: str, listing: Path) -> list[_Image]:
         for row in content["annotations"]:
             name, file = names[row["image_id"]], folder / f"{side}_mask" / row["mask_file"]
             label = row.get("object") or file.stem.removeprefix(f"{Path(name).stem}_").replace("+", " ")
-            sentences = tuple(dict.fromkeys(str(s["raw"]).strip() for s in row.get("sentences") or () if s.get("raw")))
+            sentences = tuple(dict.fromkeys(sentences_of(row)))
             masks[name][label] = file, sentences
             patients[name] = row.get("patient")
     except (KeyError, TypeError, AttributeError) as error:
@@ -144,11 +141,8 @@ def _all_there(folder: Path, images: list[_Image]) -> None:
 
 
 def _no_pointer(file: Path) -> None:
-    if file.stat().st_size > POINTER_BYTES:
-        return
-    with file.open("rb") as handle:
-        if handle.read(len(POINTER)) == POINTER:
-            raise UserError(f"{file} is a Git-LFS pointer, not the file itself: run `git lfs pull` in {file.parent}")
+    if is_lfs_pointer(file):
+        raise UserError(f"{file} is a Git-LFS pointer, not the file itself: run `git lfs pull` in {file.parent}")
 
 
 def _pictures(images: list[_Image], dataset: str, size: int) -> Iterator[Picture]:

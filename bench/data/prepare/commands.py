@@ -134,19 +134,16 @@ def lidc(
     Example:
       bench data prepare lidc --source LIDC-IDRI --out data --official mask_stats.csv
     """
-    from rich.progress import Progress
-
     from bench.data.prepare.contours import installed_database
     from bench.data.prepare.lidc import volumes
     from bench.data.prepare.recipe import Options
     from bench.data.prepare.write import sha256_of_file
-    from bench.terminal import terminal_console
+    from bench.terminal import progress_bar, terminal_console
 
     options = Options(size, keep_empty, min_share, window)
     database = contours or installed_database()
-    with Progress(console=terminal_console(), transient=True) as bar:
-        task = bar.add_task("looking for series", total=None)
-        found = volumes(source, database, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar(terminal_console(), "looking for series") as on_progress:
+        found = volumes(source, database, on_progress)
     more = {"contours": sha256_of_file(database)}
     _prepare_volumes({"LIDC-IDRI": found}, source, out, options, workers, more, seed, official)
 

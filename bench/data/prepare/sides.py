@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from bench.data.prepare.official import official_sides
 from bench.data.prepare.volume import Volume
 from bench.data.prepare.write import Unit
+from bench.data.splits import draw_patients
 from bench.errors import UserError
 
 TEST_SHARE = 0.2
@@ -27,8 +25,7 @@ def split_by_patient(scans: Sequence[Scan], dataset: str, seed: int = 0) -> list
     patients = sorted({scan.patient for scan in scans})
     if len(patients) < 2:
         raise UserError(f"{dataset} has {len(patients)} patient: train and test need one each; add more")
-    rng = np.random.default_rng([seed, zlib.crc32(dataset.encode())])
-    test = set(rng.permutation(patients)[: max(1, round(TEST_SHARE * len(patients)))].tolist())
+    test = draw_patients(patients, dataset, TEST_SHARE, seed)
     return [replace(scan, split="test" if scan.patient in test else "train") for scan in scans]
 
 

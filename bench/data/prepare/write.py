@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from bench.atomic import read_json, write_json
-from bench.data.prepare.official import SIDES
+from bench.data.dataset import SPLITS
 from bench.data.prepare.recipe import VERSION, Options, Picture, pictures
 from bench.data.prepare.volume import Volume
 from bench.errors import UserError
@@ -54,9 +54,9 @@ class Written:
 
     folder: Path
     found: int = 0
-    images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
-    masks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
-    units: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    masks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    units: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -163,7 +163,7 @@ def _forget(folder: Path, manifest: dict[str, Any], ids: Sequence[str]) -> None:
     """Takes units out of a data set; it has no train.json until it is finished again."""
     if not ids:
         return
-    for split in SIDES:
+    for split in SPLITS:
         (folder / f"{split}.json").unlink(missing_ok=True)
     files = [file for id in ids for file in _files(folder, manifest["volumes"].pop(id))]
     write_json(folder / MANIFEST, manifest)
@@ -255,7 +255,7 @@ def _save(array: np.ndarray, file: Path) -> None:
 
 def _finish(folder: Path, manifest: dict[str, Any]) -> None:
     """Moves what is complete to its place and writes the JSON files. What an earlier call moved stays."""
-    for split in SIDES:
+    for split in SPLITS:
         for side in (split, f"{split}_mask"):
             (folder / side).mkdir(exist_ok=True)
     for id, record in manifest["volumes"].items():
@@ -263,7 +263,7 @@ def _finish(folder: Path, manifest: dict[str, Any]) -> None:
             for file in (folder / UNFINISHED / id / kind).glob("*.png"):
                 file.replace(folder / place / file.name)
     os.sync()  # the manifest says what is on the disk
-    for split in SIDES:
+    for split in SPLITS:
         write_json(folder / f"{split}.json", _layout(manifest, split))
     write_json(folder / MANIFEST, manifest)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

@@ -67,7 +67,8 @@ class FitSummary:
     """What training cost; stands beside the Dice in every table.
 
     `budget` says in a few words what the method was given ("400 steps x 16 images"); `parameters` counts the
-    trainable ones; `notes` are footnotes to the method's row.
+    trainable ones; `cost` has the keys of `bench.fairness.COSTS` that were measured, `given` those of
+    `bench.fairness.GIVEN`; `notes` are footnotes to the method's row.
     """
 
     budget: str
@@ -75,6 +76,8 @@ class FitSummary:
     parameters: int = 0
     images_seen: int = 0
     best_val_dice: float | None = None
+    cost: dict[str, float] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,7 +102,11 @@ class Method(Protocol):
 
 
 class Segmenter(Protocol):
-    """A torch module: images and prompts in, mask logits out."""
+    """A torch module: images and prompts in, mask logits out.
+
+    It may also have `training_loss(batch, generator) -> scalar`, where its own training needs more than its logits
+    (several masks, matching, a score). Without it, the loss is `models.losses.segmentation_loss` of the logits.
+    """
 
     def __call__(
         self, images: Tensor, prompts: list[str], image_index: Tensor, generator: Generator | None = None

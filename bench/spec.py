@@ -95,6 +95,7 @@ class Weights(Frozen):
 # Fields that came after the first runs, left out of a run's hash at their defaults: (part of the spec, field, default).
 ADDED = (
     (None, "weights", None),
+    (None, "own_weights", None),
     ("recipe", "gradient_checkpointing", False),
     ("model", "compare_per_head", False),
 )
@@ -112,7 +113,8 @@ class RunSpec(Frozen):
     recipe: Recipe | None = None  # None for methods that train by a recipe of their own
     model: ModelConfig | None = None
     nnunet: NnunetBudget | None = None
-    weights: Weights | None = None  # None: every weight starts random
+    weights: Weights | None = None  # of what the decoders share; None: random
+    own_weights: Weights | None = None  # of the method itself (`bench run --weights METHOD=FILE`)
 
     @property
     def hash(self) -> str:

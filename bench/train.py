@@ -141,8 +141,11 @@ def attention_kernels(device: torch.device, recipe: Recipe) -> Iterator[None]:
 
 
 def batch_loss(model: nn.Module, batch: Batch, precision: str, generator: torch.Generator) -> Tensor:
-    """The scalar loss of one batch; the forward pass under autocast, the loss in fp32."""
+    """The scalar loss of one batch: the model's own where it has one, else the shared one, in fp32."""
+    own_loss = getattr(model, "training_loss", None)
     with autocast(batch.images.device, precision):
+        if own_loss is not None:
+            return own_loss(batch, generator)
         logits = model(batch.images, batch.prompts, batch.image_index, generator=generator)
     return segmentation_loss(logits, batch.masks)
 

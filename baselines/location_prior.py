@@ -62,6 +62,7 @@ class LocationPrior:
             parameters=0,
             images_seen=len(train),
             best_val_dice=float(np.mean(dices)) if dices else None,
+            given={"images_seen": str(len(train)), "selection": "threshold of the highest validation Dice"},
             notes=["the mean training mask, thresholded on validation; it never sees an image"],
         )
 

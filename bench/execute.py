@@ -109,6 +109,7 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     log.progress("prepare", 0, 1)
     method: Method = METHODS[spec.method].build(spec)
     fit = method.fit(splits.train, splits.val, run_dir, log)
+    fit.given["split"] = splits.hash
     records, predictions = collect(spec, splits, method, log)
     write_table(predictions, run_dir / "predictions.parquet")
     write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-# What a run was given, in the order of the fairness table. A method fills what applies to it (`FitSummary.given`).
+# What a run was given, in the order of the fairness table. A method fills what applies to it (`FitSummary.given`):
+# split and initial weights as hashes, image size in px, images seen in training with repetitions.
 GIVEN = {
-    "split": "split hash",
-    "image_size": "image size, px",
-    "backbone_weights": "initial weights of the backbone, hash",
-    "text_encoder": "initial weights of the text encoder, hash",
-    "images_seen": "training images seen",
+    "split": "split",
+    "image_size": "image size",
+    "backbone_weights": "backbone weights",
+    "text_encoder": "text encoder",
+    "images_seen": "images seen",
     "augmentation": "augmentation",
-    "loss": "training loss",
-    "selection": "weights selected by",
-    "tuning": "tuning budget",
+    "loss": "loss",
+    "selection": "selection",
+    "tuning": "tuning",
 }
 
 # What a method costs, in the order of the table's columns (`FitSummary.cost`).

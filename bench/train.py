@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.atomic import read_json, write_file
+from bench.cost import inference_cost, peak_memory_mib, restart_peak
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
 from bench.environment import torch_device
 from bench.errors import UserError
@@ -23,6 +25,7 @@ from bench.predict import autocast, computes_in_bf16, generator_for, predict_sam
 from bench.spec import Recipe, RunSpec, Weights, sha256_of
 from models.checkpoints import SHARED, CheckpointError, load_published
 from models.losses import segmentation_loss
+from models.text_encoder import TextEncoder
 
 CHECKPOINT = "model.pt"
 
@@ -46,6 +49,7 @@ class TrainedSegmenter:
         torch.manual_seed(seed)
         model = self.build()
         notes = [] if self.spec.weights is None else [load_weights(model, self.spec.weights, run_dir.parent)]
+        given = starting_point(model)
         model.to(device)
         model.image_encoder.recompute = recipe.gradient_checkpointing
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
@@ -54,6 +58,7 @@ class TrainedSegmenter:
         batches = training_batches(train_data, recipe, seed)
 
         best_loss, best_dice, best_step, worse, images_seen = math.inf, 0.0, 0, 0, 0
+        restart_peak(device)
         start = time.perf_counter()
         for step in range(1, recipe.steps + 1):
             model.train()
@@ -83,15 +88,19 @@ class TrainedSegmenter:
                 if worse >= recipe.patience:
                     break
 
+        train_seconds = time.perf_counter() - start
+        memory = peak_memory_mib(device)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.model = self._load(run_dir, model)
         stopped = f"weights of step {best_step}" + ("" if step == recipe.steps else f", stopped at {step}")
         return FitSummary(
             budget=f"{step} steps x {recipe.batch_images} images ({stopped})",
-            train_seconds=time.perf_counter() - start,
+            train_seconds=train_seconds,
             parameters=trained,
             images_seen=images_seen,
             best_val_dice=best_dice,
+            cost=inference_cost(self.model, recipe.image_size, recipe.precision) | memory,
+            given=given | given_by_recipe(model, self.spec, images_seen),
             notes=notes,
         )
 
@@ -110,6 +119,36 @@ class TrainedSegmenter:
         device = next(model.parameters()).device
         model.load_state_dict(torch.load(run_dir / CHECKPOINT, map_location=device, weights_only=True))
         return model.requires_grad_(False)  # nothing trains any more: the text encoder may keep what it has encoded
+
+
+def starting_point(model: nn.Module) -> dict[str, str]:
+    """Hashes of the weights that a decoder shares with others, before training: GIVEN of `bench.fairness`."""
+    text_encoder = next(module for module in model.modules() if isinstance(module, TextEncoder))
+    return {"backbone_weights": fingerprint(model.image_encoder.backbone), "text_encoder": fingerprint(text_encoder)}
+
+
+def given_by_recipe(model: nn.Module, spec: RunSpec, images_seen: int) -> dict[str, str]:
+    """The rest of GIVEN but the split, which the harness knows. A loss of its own is told by its docstring's first
+    line.
+    """
+    recipe = spec.recipe
+    own_loss = getattr(model, "training_loss", None)
+    return {
+        "image_size": str(recipe.image_size),
+        "images_seen": str(images_seen),
+        "augmentation": "crops and quarter turns (A.5)" if recipe.augment else "none",
+        "loss": "Dice and binary cross-entropy" if own_loss is None else inspect.getdoc(own_loss).splitlines()[0],
+        "selection": f"lowest validation loss, every {recipe.validate_every} steps",
+        "tuning": "none",
+    }
+
+
+def fingerprint(module: nn.Module) -> str:
+    """The first 12 hex digits of the SHA-256 of a module's parameters, in their order."""
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
 
 
 def load_weights(model: nn.Module, weights: Weights, suite_dir: Path) -> str:

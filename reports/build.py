@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from reports.aggregate import (
     per_object,
     score,
 )
+from reports.fairness import cost_table, fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
 from reports.load import SuiteResults, load_suite
@@ -31,6 +32,7 @@ from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdo
 
 FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 LATEX_TABLES = ("main_table", "by_size")
+COMPARING = ("main_table", "by_size", "differences", "per_object", "cost")  # methods with each other
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,18 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
     scores = score(results.records, grid)
     bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
     gaps = gap_lines(results, grid)
-    main = main_table(results, grid, scores, bootstrap)
     tables = [
-        main,
+        main_table(results, grid, scores, bootstrap),
         by_size(results, grid, scores, bootstrap),
         difference_table(results, grid, bootstrap),
         object_table(results, grid, scores),
         size_table(results, scores),
+        cost_table(results, grid),
+        fairness_table(results, grid),
+    ]
+    fair = fairness_line(results, grid)
+    tables = [
+        replace(table, notes=(*table.notes, fair)) if fair and table.name in COMPARING else table for table in tables
     ]
     pictures, notes = draw(results, grid, scores, bootstrap)
     page = render(results, [*tables, run_table(results)], pictures, caveats(results, grid, scores) + notes, gaps)
@@ -85,7 +92,7 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         html=out / "index.html",
         tables={name: out / name for name in files},
         figures={name: out / name for name in images},
-        main=main,
+        main=tables[0],
         gaps=tuple(gaps),
         notes=tuple(notes),
     )

@@ -210,18 +210,24 @@ def peak_mib(call: Callable[[], object]) -> float | None:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident_peak()
+        restart_resident_peak()
+        before = resident_kib("VmHWM")
     except (OSError, AttributeError, TypeError):
         call()
         return None
     call()
-    return (_resident_peak() - before) / 2**10
+    return (resident_kib("VmHWM") - before) / 2**10
 
 
-def _resident_peak() -> int:
+def restart_resident_peak() -> None:
+    """VmHWM, the peak of the resident memory of this process, counts from now on. OSError where Linux is not."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_kib(name: str) -> int:
+    """A line of /proc/self/status in KiB: VmHWM, RssFile, ... TypeError where the kernel does not keep it."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1])
 
 
 def phase_call(

@@ -79,7 +79,11 @@ def write_run(suite: Path, spec: RunSpec, targets: list[dict], shift: float, siz
         "train_seconds": 61.5,
         "parameters": 1234567,
         "images_seen": 6400,
+        "cost": {"gflop_per_prompt": 2.5, "peak_memory_mib": 900.0, "ms_1_prompt": 20.0, "ms_15_prompts": 4.0},
+        "given": {"split": SPLIT, "image_size": str(size), "images_seen": "6400", "loss": "Dice"},
     }
+    if spec.method != "nnunet":
+        fit["given"] |= {"backbone_weights": f"b{spec.seed}", "text_encoder": f"t{spec.seed}"}
     fit["notes"] = ["reduced to 2 epochs & 2D"] if spec.method == "nnunet" else []
     status = {"state": "finished", "error": None, "seconds": 70.0, "started": "", "ended": "", "fit": fit}
     (folder / "status.json").write_text(json.dumps(status))

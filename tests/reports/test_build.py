@@ -15,7 +15,8 @@ from reports.load import load_suite
 FILES = {
     "main_table.md", "main_table.csv", "main_table.tex", "by_size.md", "by_size.csv", "by_size.tex",
     "object_sizes.md", "object_sizes.csv", "per_object.md", "per_object.csv", "differences.md",
-    "differences.csv", "dice_vs_size.png", "curves.png", "overlays.png", "index.html",
+    "differences.csv", "cost.md", "cost.csv", "fairness.md", "fairness.csv",
+    "dice_vs_size.png", "curves.png", "overlays.png", "index.html",
 }  # fmt: skip
 DATASETS = ["LIDC-IDRI", "AMOS22-CT", "zebra"]
 

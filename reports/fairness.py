@@ -1,0 +1,107 @@
+"""Was every method given the same? A table of what each was given and a line that stands under every table."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+
+from bench.fairness import COSTS, GIVEN
+from reports.grid import Grid
+from reports.load import Run, SuiteResults
+from reports.tables import Column, Table
+
+UNKNOWN = "not recorded"
+NONE = "-"  # a method that has no such thing: no backbone, no gradient steps
+PER_BACKBONE = ("backbone_weights",)  # equal for all methods on one backbone
+
+
+def fairness_table(results: SuiteResults, grid: Grid) -> Table:
+    """Rows: methods; columns: what each was given, of its first seed. A value unlike most others' is underlined."""
+    firsts = [_runs(results, row)[0] for row in grid.rows]
+    frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
+    for key in GIVEN:
+        frame[key] = [_given(run, key) for run in firsts]
+    seed = min(run.seed for run in firsts) if firsts else 0
+    odd = _odd([run for run in results.runs if run.seed == seed])
+    places = {(row.method, row.backbone): place for place, row in enumerate(grid.rows)}
+    columns = (Column("method", "Method"), *(Column(key, text[0].upper() + text[1:]) for key, text in GIVEN.items()))
+    caption = (
+        "Underlined: not what most methods were given. '-': the method has no such thing. Split and weights as hashes "
+        "(equal hashes are equal weights before training, compared on the same backbone), image size in px."
+    )
+    underline = frozenset((places[run.method, run.backbone], key) for run, key in odd)
+    return Table(
+        "fairness", "What each method was given", caption, frame, columns, results.phantom, frozenset(), underline
+    )
+
+
+def cost_table(results: SuiteResults, grid: Grid) -> Table:
+    """What each method costs, means over its seeds."""
+    frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
+    fits = [[run.fit for run in _runs(results, row)] for row in grid.rows]
+    for key in ("parameters", "train_seconds"):
+        frame[key] = [_mean([fit.get(key) for fit in row]) for row in fits]
+    for key in COSTS:
+        frame[key] = [_mean([(fit.get("cost") or {}).get(key) for fit in row]) for row in fits]
+    columns = (
+        Column("method", "Method"),
+        Column("parameters", "Parameters", 0),
+        Column("train_seconds", "Training, s", 0),
+        *(Column(key, text, 1) for key, text in COSTS.items()),
+    )
+    caption = (
+        "What each method costs, measured at the end of its training on that machine beside whatever else ran there. "
+        "GFLOP and ms per prompt: one image with one prompt, and with 15 prompts together (divided by 15), from the "
+        "image to logits, prompts encoded before. Parameters: trainable. Memory: resident, without mapped files."
+    )
+    return Table("cost", "Cost", caption, frame, columns, results.phantom)
+
+
+def fairness_line(results: SuiteResults, grid: Grid) -> str:
+    """One line: what all methods were given alike, and who differs in what. Compared seed by seed."""
+    finished = [run for run in results.runs if run.fit]
+    if not finished:
+        return ""
+    odd = _odd(finished)
+    differing = {key for _, key in odd}
+    same = [text for key, text in GIVEN.items() if key not in differing]
+    lines = []
+    for row in grid.rows:
+        own = [(run, key) for run, key in odd if (run.method, run.backbone) == (row.method, row.backbone)]
+        values = dict.fromkeys(f"{GIVEN[key]}: {_given(run, key)}" for run, key in own if _given(run, key) != NONE)
+        without = dict.fromkeys(GIVEN[key] for run, key in own if _given(run, key) == NONE)
+        values |= {f"no {', '.join(without)}": None} if without else {}
+        if values:
+            lines.append(f"{row.label} ({'; '.join(values)})")
+    line = f"Alike for all methods: {', '.join(same)}." if same else "Nothing is alike for all methods."
+    return line + (f" Unlike the others: {', '.join(lines)}." if lines else "")
+
+
+def _odd(runs: list[Run]) -> list[tuple[Run, str]]:
+    """The (run, fact) that are unlike those of most runs of the same seed."""
+    found = []
+    for key in GIVEN:
+        groups: dict[tuple, list[Run]] = {}
+        for run in runs:
+            shared = run.backbone if key in PER_BACKBONE else None
+            groups.setdefault((run.seed, shared), []).append(run)
+        for (seed, shared), group in groups.items():
+            usual = Counter(_given(run, key) for run in group).most_common(1)[0][0]
+            others_have = shared == NONE and any(other == seed and name != NONE for other, name in groups)
+            found += [(run, key) for run in group if others_have or _given(run, key) != usual]
+    return found
+
+
+def _given(run: Run, key: str) -> str:
+    given = run.fit.get("given") or {}
+    return given.get(key, NONE) if given else UNKNOWN
+
+
+def _runs(results: SuiteResults, row) -> list[Run]:
+    return [run for run in results.runs if (run.method, run.backbone) == (row.method, row.backbone)]
+
+
+def _mean(values: list[float | None]) -> float | str:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else NONE

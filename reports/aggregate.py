@@ -20,7 +20,7 @@ class Scores:
     cases: the grid's frame with `area_pct`; dice: (C, R) float64 percent, NaN in a gap and where truth and
     prediction are both empty; present: (C, R) bool; complete: (R,) bool, rows that have every case of every
     data set (only these get an average); seconds: (R,) mean seconds per prompt; both_empty: (R,) int64,
-    records without Dice.
+    records without Dice (published ones that give none, too).
     """
 
     cases: pd.DataFrame
@@ -38,11 +38,17 @@ def dice_percent(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
     return np.divide(200 * tp, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
+def record_dice(records: pd.DataFrame) -> np.ndarray:
+    """(n,) float64 percent: Dice from the counts of each record, as published where it has none."""
+    counted = dice_percent(records["tp"], records["fp"], records["fn"])
+    return np.where(records["tp"].isna(), 100 * records["dice"], counted)
+
+
 def score(records: pd.DataFrame, grid: Grid) -> Scores:
     """Dice of every case and row of the grid. Seeds are averaged case by case, before anything else."""
     shape = (len(grid.cases), len(grid.rows))
     place = grid.case_code * shape[1] + grid.row_code
-    dice = dice_percent(records["tp"], records["fp"], records["fn"])
+    dice = record_dice(records)
     valid = ~np.isnan(dice)
 
     def per_cell(weights: np.ndarray) -> np.ndarray:
@@ -182,3 +188,22 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Division that gives NaN for nothing over nothing, without a warning."""
     numerator = np.asarray(numerator, dtype=np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def seed_averages(records: pd.DataFrame, grid: Grid, scores: Scores) -> np.ndarray:
+    """(R, S) the unweighted mean over data sets (the paper's Avg.) of each row and each of the S seeds, in percent.
+
+    Seeds in ascending order; NaN where a row was not run with a seed, or has a gap.
+    """
+    seeds, seed_code = np.unique(records["seed"].to_numpy(), return_inverse=True)
+    shape = (len(grid.rows), len(seeds), len(grid.datasets))
+    dataset_code = pd.Categorical(records["dataset"], categories=list(grid.datasets)).codes
+    place = np.ravel_multi_index((grid.row_code, seed_code, dataset_code), shape)
+    dice = record_dice(records)
+    valid = ~np.isnan(dice)
+
+    def per_cell(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(place, weights, minlength=int(np.prod(shape))).reshape(shape)
+
+    means = _ratio(per_cell(np.where(valid, dice, 0.0)), per_cell(valid.astype(np.float64)))
+    return np.where(scores.complete[:, None], means.mean(axis=2), np.nan)

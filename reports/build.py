@@ -26,13 +26,15 @@ from reports.grid import Grid, check_grid
 from reports.html import Picture, render
 from reports.load import SuiteResults, load_suite
 from reports.sampling import sampling_png, suite_rows
-from reports.statistics import DRAWS, Bootstrap, cluster_bootstrap, differences
-from reports.strata import ALL, GROUPS, SMALL, members
+from reports.significance import Ranking, patient_means, ranking
+from reports.significance_tables import difference_table, rank_table, seed_table
+from reports.statistics import DRAWS, Bootstrap, cluster_bootstrap
+from reports.strata import ALL, GROUPS, members
 from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdown
 
 FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 LATEX_TABLES = ("main_table", "by_size")
-COMPARING = ("main_table", "by_size", "differences", "per_object", "cost")  # methods with each other
+COMPARING = ("main_table", "by_size", "differences", "ranks", "seeds", "per_object", "cost")  # methods with each other
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,23 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
     grid = check_grid(results)
     scores = score(results.records, grid)
     bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
+    order = ranking(patient_means(scores, np.ones(len(scores.cases), bool)))
     gaps = gap_lines(results, grid)
     tables = [
         main_table(results, grid, scores, bootstrap),
         by_size(results, grid, scores, bootstrap),
-        difference_table(results, grid, bootstrap),
+        difference_table(results, grid, scores, bootstrap),
+        rank_table(results, grid, bootstrap, order),
+        seed_table(results, grid, scores, bootstrap),
         object_table(results, grid, scores),
         size_table(results, scores),
         cost_table(results, grid),
         fairness_table(results, grid),
     ]
-    fair = fairness_line(results, grid)
-    tables = [
-        replace(table, notes=(*table.notes, fair)) if fair and table.name in COMPARING else table for table in tables
-    ]
-    pictures, notes = draw(results, grid, scores, bootstrap)
+    fair, origins = fairness_line(results, grid), origin_notes(results)
+    under = {name: (*origins, fair) if fair else origins for name in COMPARING} | {"fairness": origins}
+    tables = [replace(table, notes=(*table.notes, *under.get(table.name, ()))) for table in tables]
+    pictures, notes = draw(results, grid, scores, bootstrap, order)
     page = render(results, [*tables, run_table(results)], pictures, caveats(results, grid, scores) + notes, gaps)
     files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
     images = {f"{picture.name}.png": picture.png for picture in pictures}
@@ -163,23 +167,6 @@ def by_size(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootst
     return highlight(table, "row", [row.label for row in grid.rows])
 
 
-def difference_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap) -> Table:
-    """Paired differences to the reference method, on all objects and on small ones."""
-    names = {"all": GROUPS.index(ALL), "small": GROUPS.index(SMALL)}
-    columns = [Column("label", "Method"), Column("reference", "Reference")]
-    for name in names:
-        columns.append(Column(name, f"{name.capitalize()} objects", 1))
-        columns += [Column(f"{name}_{end}", f"{end} ({name})", 1) for end in ("low", "high")]
-    keys = [column.key for column in columns]
-    frame = differences(bootstrap, grid.rows, names, results.reference).reindex(columns=keys)
-    caption = (
-        "Difference in points of Dice (method minus reference, on the same backbone where the reference "
-        f"has one) with its 95% interval: {DRAWS:,} bootstrap draws of patients within "
-        "data sets, the same for both methods. Weighting as in the table by size."
-    )
-    return Table("differences", "Paired differences", caption, frame, tuple(columns), results.phantom)
-
-
 def object_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table:
     """Mean and median Dice per object: on hard objects the two differ widely."""
     frame, means, medians = per_object(scores)
@@ -228,7 +215,9 @@ def run_table(results: SuiteResults) -> Table:
     return Table("runs", "Runs", "Every run the suite expects.", frame, columns, results.phantom)
 
 
-def draw(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> tuple[list[Picture], list[str]]:
+def draw(
+    results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap, order: Ranking
+) -> tuple[list[Picture], list[str]]:
     """The figures, and notes on what could not be drawn."""
     pictures = [
         Picture(
@@ -245,6 +234,14 @@ def draw(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap
             figures.curves(results, results.phantom),
         ),
     ]
+    if np.isfinite(order.p):
+        labels = [row.label for row in grid.rows]
+        caption = (
+            f"Mean ranks of the patients' mean Dice ({order.patients:,} patients), best on the left. Methods on one "
+            "bar are not told apart by Nemenyi's test at the 5% level."
+        )
+        png = figures.critical_difference(order, labels, results.phantom)
+        pictures.append(Picture("critical_difference", "Critical difference", caption, png))
     png, notes = figures.overlays(results, scores, grid)
     if png is not None:
         caption = (
@@ -284,10 +281,26 @@ def fit_notes(results: SuiteResults, grid: Grid) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
+def origin_notes(results: SuiteResults) -> tuple[str, ...]:
+    """Which rows were not run here, and where they come from."""
+    notes = []
+    for run in results.runs:
+        if (origin := run.origin) is None:
+            continue
+        what = (
+            f"imported, not run here: Dice as published (column {origin.column}), no counts"
+            if origin.kind == "published"
+            else "not run here: masks made elsewhere, scored here"
+        )
+        label = results.label(run.method, run.backbone)
+        notes.append(f"{label}: {what}; from {origin.source}, sha256 {origin.sha256[:12]}.")
+    return tuple(notes)
+
+
 def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
     """What a reader must know before believing the tables, derived from the runs themselves."""
-    lines = []
-    if results.profile != "paper":
+    lines = [*origin_notes(results)]
+    if results.profile != "paper" and any(run.origin is None for run in results.runs):
         lines.append(f"The profile '{results.profile}' is not the paper's scale: do not compare with its numbers.")
     budgets = [(row.label, _first(_fit(results, row), "budget")) for row in grid.rows]
     lines += [f"{label} was given: {budget}." for label, budget in budgets if budget]
@@ -298,9 +311,11 @@ def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
     few = [f"{name} ({count})" for name, count in patients.items() if count < 10]
     if few:
         lines.append(f"Fewer than 10 test patients, so the standard error comes out too small: {', '.join(few)}.")
+    published = {run.method for run in results.runs if run.origin and run.origin.kind == "published"}
     for row, count in zip(grid.rows, scores.both_empty, strict=True):
         if count:
-            lines.append(f"{row.label}: {count} records without truth and prediction have no Dice, left out.")
+            which = "published records" if row.method in published else "records without truth and prediction"
+            lines.append(f"{row.label}: {count} {which} have no Dice, left out.")
     return lines
 
 

@@ -23,7 +23,7 @@ def fairness_table(results: SuiteResults, grid: Grid) -> Table:
     for key in GIVEN:
         frame[key] = [_given(run, key) for run in firsts]
     seed = min(run.seed for run in firsts) if firsts else 0
-    odd = _odd([run for run in results.runs if run.seed == seed])
+    odd = _odd([run for run in results.runs if run.seed == seed and run.origin is None])
     places = {(row.method, row.backbone): place for place, row in enumerate(grid.rows)}
     columns = (Column("method", "Method"), *(Column(key, text[0].upper() + text[1:]) for key, text in GIVEN.items()))
     caption = (
@@ -60,9 +60,9 @@ def cost_table(results: SuiteResults, grid: Grid) -> Table:
 
 def fairness_line(results: SuiteResults, grid: Grid) -> str:
     """One line: what all methods were given alike, and who differs in what. Compared seed by seed."""
-    finished = [run for run in results.runs if run.fit]
-    if not finished:
-        return ""
+    finished = [run for run in results.runs if run.fit and run.origin is None]
+    if not any(run.fit.get("given") for run in finished):
+        return f"What the methods were given is {UNKNOWN}." if finished else ""
     odd = _odd(finished)
     differing = {key for _, key in odd}
     same = [text for key, text in GIVEN.items() if key not in differing]

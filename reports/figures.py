@@ -7,6 +7,7 @@ state.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ import pandas as pd
 from bench.data.dataset import load_image, load_mask
 from bench.errors import UserError
 from bench.records import decode_mask
-from reports.aggregate import Scores, dice_percent
+from reports.aggregate import Scores, record_dice
 from reports.grid import CASE, Grid
 from reports.load import Run, SuiteResults, load_predictions
+from reports.significance import Ranking
 from reports.statistics import Bootstrap
 from reports.strata import BINS, GROUPS, members
 
@@ -55,7 +57,7 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
         seen = np.isfinite(value[:, place])
         style = {
             "color": COLORS[place % len(COLORS)],
-            "marker": MARKERS[place % len(MARKERS)],
+            "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
             "markersize": 5,
         }
         axes.errorbar(
@@ -100,7 +102,7 @@ def curves(results: SuiteResults, phantom: bool) -> bytes:
         if len(dice):
             panels[1].plot(
                 dice.index, dice, label=label, linewidth=1.4, markersize=3.5,
-                marker=MARKERS[place % len(MARKERS)], **style,
+                marker=MARKERS[(place + place // len(COLORS)) % len(MARKERS)], **style,
             )  # fmt: skip
         drawn = drawn or len(loss) > 0 or len(dice) > 0
     panels[0].set_ylabel("train loss (each method's own)")
@@ -108,6 +110,21 @@ def curves(results: SuiteResults, phantom: bool) -> bytes:
     for axes in panels:
         axes.set_xlabel("share of the run's training, %")
     _finish(figure, list(panels), "Training curves", phantom, drawn)
+    return _png(figure)
+
+
+def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) -> bytes:
+    """PNG of Demsar's critical-difference diagram: mean ranks on a line, a bar over rows that are not told apart."""
+    from matplotlib.figure import Figure
+    from scikit_posthocs import critical_difference_diagram
+
+    names = [labels[place] for place in ranking.places]
+    pairs = pd.DataFrame(ranking.pairs, index=names, columns=names)
+    figure = Figure(figsize=(7.2, 1.2 + 0.28 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    ranks = pd.Series(ranking.ranks, index=names)
+    critical_difference_diagram(ranks, pairs, ax=axes, color_palette={name: "black" for name in names})
+    axes.set_title("Mean rank over patients" + (" (phantom data)" if phantom else ""), fontsize=10)
     return _png(figure)
 
 
@@ -140,7 +157,8 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
     first_runs = {}
     for run in results.runs:
         first_runs.setdefault((run.method, run.backbone), run)
-    runs = [first_runs[row.method, row.backbone] for row in grid.rows]
+    rows = [row for row in grid.rows if not _is_published(first_runs[row.method, row.backbone])]
+    runs = [first_runs[row.method, row.backbone] for row in rows]
     chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
     predictions = [_masks(run, chosen) for run in runs]
     dice = _dice_of(results.records)
@@ -166,7 +184,7 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
         _show(line[0], image, truth, None)
         line[0].plot(*_frame(box), color="white", linewidth=0.8)
         line[0].set_title(f"{case.dataset}\n{case.object}, {case.area_pct:.2g}%", fontsize=7)
-        for axes, run, row, found in zip(line[1:], runs, grid.rows, predictions, strict=True):
+        for axes, run, row, found in zip(line[1:], runs, rows, predictions, strict=True):
             stored = found.get(case.Index)
             mask = None
             if stored is None:
@@ -209,8 +227,12 @@ def _masks(run: Run, chosen: pd.DataFrame) -> dict[int, dict]:
     return {index: found[key] for index, key in zip(chosen.index, keys, strict=True) if key in found}
 
 
+def _is_published(run: Run) -> bool:
+    return run.origin is not None and run.origin.kind == "published"  # numbers without masks
+
+
 def _dice_of(records: pd.DataFrame) -> dict[tuple, float]:
-    values = dice_percent(records["tp"], records["fp"], records["fn"])
+    values = record_dice(records)
     keys = zip(*(records[name] for name in ["method", "backbone", "seed", *CASE]), strict=True)
     return dict(zip(keys, values, strict=True))
 

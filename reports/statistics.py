@@ -11,7 +11,7 @@ import pandas as pd
 from reports.aggregate import Scores, cluster_sums, group_scores
 from reports.grid import Row
 
-DRAWS = 2000
+DRAWS = 10_000
 LEVEL = 0.95
 
 
@@ -62,23 +62,14 @@ def cluster_bootstrap(scores: Scores, groups: np.ndarray, draws: int = DRAWS, se
 def differences(
     bootstrap: Bootstrap, rows: tuple[Row, ...], names: dict[str, int], reference: str | None = None
 ) -> pd.DataFrame:
-    """Paired difference of every other row to the method `reference` (None: the first), one line per row.
+    """Paired difference of every other row to its reference (`references`), one line per row.
 
-    Rows are compared on the same backbone, or with the reference's first row where it has none on that backbone.
     `names` maps a column prefix to the size group. Columns label, reference, and for each prefix <prefix>,
     <prefix>_low, <prefix>_high: row minus reference in points of Dice with the 95% percentile interval.
     """
-    if not rows:
-        return pd.DataFrame()
-    method = reference if reference in {row.method for row in rows} else rows[0].method
-    places = [place for place, row in enumerate(rows) if row.method == method]
-    on_backbone = {rows[place].backbone: place for place in reversed(places)}
     lines = []
-    for place, row in enumerate(rows):
-        if row.method == method:
-            continue
-        other = on_backbone.get(row.backbone, places[0])
-        line = {"label": row.label, "reference": rows[other].label}
+    for place, other in references(rows, reference):
+        line = {"label": rows[place].label, "reference": rows[other].label}
         for name, group in names.items():
             drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, other]
             drawn = drawn[np.isfinite(drawn)]
@@ -87,3 +78,17 @@ def differences(
             line[f"{name}_low"], line[f"{name}_high"] = low, high
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def references(rows: tuple[Row, ...], reference: str | None = None) -> list[tuple[int, int]]:
+    """(place of a row, place of the row it is compared with) for every row of another method than `reference`.
+
+    Rows are compared on the same backbone, or with the reference's first row where it has none on that backbone;
+    `reference` None, or a method that is not there, is the first.
+    """
+    if not rows:
+        return []
+    method = reference if reference in {row.method for row in rows} else rows[0].method
+    places = [place for place, row in enumerate(rows) if row.method == method]
+    on_backbone = {rows[place].backbone: place for place in reversed(places)}
+    return [(place, on_backbone.get(row.backbone, places[0])) for place, row in enumerate(rows) if row.method != method]

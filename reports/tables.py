@@ -40,7 +40,7 @@ class Column:
 
     digits: decimals of a number, None for text; beside: a further column of the frame that is shown in
     parentheses after the value (a standard error, a median) and is a column of its own in the CSV; terminal:
-    shown there too, where width is scarce.
+    shown there too, where width is scarce; least: a smaller number is shown as "<least" (a p value).
     """
 
     key: str
@@ -48,6 +48,7 @@ class Column:
     digits: int | None = None
     beside: str | None = None
     terminal: bool = True
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,8 @@ def cells(table: Table) -> list[list[Cell]]:
         row = []
         for column, values, beside in zip(table.columns, columns, besides, strict=True):
             text = _format(values[place], column.digits)
+            if column.least is not None and _is_number(values[place]) and values[place] < column.least:
+                text = f"<{column.least:g}"
             if beside is not None and _is_number(beside[place]):
                 # an error of a few hundredths must not read 0.0
                 digits = max(column.digits or 0, 2) if column.beside.endswith("SE") else column.digits

@@ -73,5 +73,6 @@ def test_runs_of_before_these_facts_were_kept(suite):
         del status["fit"]["given"], status["fit"]["cost"]
         file.write_text(json.dumps(status))
     report = build_report(suite)
+    assert "What the methods were given is not recorded." in report.main.notes
     assert set(pd.read_csv(report.tables["fairness.csv"])["split"]) == {"not recorded"}
     assert set(pd.read_csv(report.tables["cost.csv"])["ms_1_prompt"]) == {"-"}

@@ -1,0 +1,91 @@
+"""The tables of `reports.significance`: paired differences with their tests, ranks, and seeds."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.aggregate import Scores, seed_averages
+from reports.grid import Grid
+from reports.load import SuiteResults
+from reports.significance import ALPHA, Ranking, paired_tests, patient_means, rank_stability, seed_components
+from reports.statistics import DRAWS, Bootstrap, differences
+from reports.strata import ALL, GROUPS, SMALL, members
+from reports.tables import Column, Table
+
+TESTED = {"all": ALL, "small": SMALL}
+
+
+def difference_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
+    """Paired differences to the reference method with interval, test and effect, on all objects and on small ones."""
+    inside = members(scores.cases["area_pct"], GROUPS)
+    names = {name: GROUPS.index(group) for name, group in TESTED.items()}
+    means = {name: patient_means(scores, inside[:, place]) for name, place in names.items()}
+    columns = [Column("label", "Method"), Column("reference", "Reference")]
+    for name in names:
+        columns.append(Column(name, f"{name.capitalize()} objects", 1))
+        columns += [Column(f"{name}_{end}", f"{end} ({name})", 1) for end in ("low", "high")]
+        columns += [Column(f"{name}_p", f"p ({name})", 3, least=0.001), Column(f"{name}_effect", f"effect ({name})", 2)]
+        columns.append(Column(f"{name}_patients", f"patients ({name})", 0))
+    frame = differences(bootstrap, grid.rows, names, results.reference)
+    tests = paired_tests(means, grid.rows, results.reference)  # the same pairs in the same order
+    frame = pd.concat([frame, tests.drop(columns=["label", "reference"], errors="ignore")], axis=1)
+    caption = (
+        "Difference in points of Dice (method minus reference, on the same backbone where the reference has one) with "
+        f"its 95% interval: {DRAWS:,} bootstrap draws of patients within data sets, the same for both methods. "
+        "Weighting as in the table by size. p: Wilcoxon's signed-rank test on the patients' mean Dice, two-sided, "
+        "corrected by Holm over all p of this table. Effect: matched-pairs rank-biserial correlation of the same, from "
+        "-1 to 1 (all patients better)."
+    )
+    frame = frame.reindex(columns=[column.key for column in columns])
+    return Table("differences", "Paired differences", caption, frame, tuple(columns), results.phantom)
+
+
+def rank_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, ranking: Ranking) -> Table:
+    """Who is first, and how sure that is: over redrawn patients, and by Friedman's and Nemenyi's tests."""
+    frame = rank_stability(bootstrap, grid.rows, GROUPS.index(ALL))
+    labels = frame["label"].tolist()
+    frame.loc[ranking.places, "mean_rank"] = ranking.ranks
+    frame["alike"] = "-"
+    for place, p in zip(ranking.places, ranking.pairs, strict=True):
+        alike = ranking.places[p > ALPHA]
+        others = [labels[other] for other in alike if other != place]
+        frame.loc[place, "alike"] = ", ".join(others) or "none"
+    columns = (
+        Column("label", "Method"),
+        Column("rank", "Rank by Avg.", 0),
+        Column("rank_low", "low", 0),
+        Column("rank_high", "high", 0),
+        Column("first", "Best in % of draws", 1),
+        Column("mean_rank", "Mean rank over patients", 2),
+        Column("alike", "Not told apart from"),
+    )
+    friedman = f"Friedman's test: p = {ranking.p:.2g}. " if ranking.p == ranking.p else ""
+    caption = (
+        f"Rank by the average over data sets with its 95% interval over {DRAWS:,} bootstrap draws of patients, and how "
+        f"often a method is best in them. Mean rank of the mean Dice of {ranking.patients:,} patients. {friedman}"
+        "Not told apart: Nemenyi's test of all pairs, p above 0.05 (with two methods: no such test)."
+    )
+    return Table("ranks", "Ranks", caption, frame, columns, results.phantom)
+
+
+def seed_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
+    """The average over data sets with both its uncertainties: which patients, and which seeds."""
+    error = bootstrap.standard_error[GROUPS.index(ALL)]
+    frame = seed_components(seed_averages(results.records, grid, scores), error)
+    frame.insert(0, "label", pd.Series([row.label for row in grid.rows], dtype=object))
+    columns = (
+        Column("label", "Method"),
+        Column("mean", "Avg.", 1),
+        Column("seeds", "Seeds", 0),
+        Column("sd", "SD over seeds", 2),
+        Column("patient_se", "SE, patients", 2),
+        Column("se", "SE, both", 2),
+        Column("low", "low", 1),
+        Column("high", "high", 1),
+    )
+    caption = (
+        "Average over data sets, mean over seeds. SE, both: square root of the squared standard error over patients "
+        "(bootstrap) plus the squared SD over seeds divided by their number. Interval: 95%, Student's t. With one seed "
+        "there is no telling what another seed would give."
+    )
+    return Table("seeds", "Patients and seeds", caption, frame, columns, results.phantom)

@@ -96,4 +96,4 @@ def typical(records: Sequence[dict], count: int = CASES) -> list[int]:
 def _rule(config: ModelConfig, layer: int) -> str:
     if config.attention == "threshold":
         return "threshold 0.5"
-    return f"temperature {annealed_temperature(config.temperature, layer):.2g}"
+    return f"temperature {annealed_temperature(config.temperature, layer, config.layers, config.annealing):.2g}"

@@ -84,6 +84,21 @@ class Suite(Frozen):
     profile: str | None = None
 
 
+class Ablation(Frozen):
+    """One knob of BoltzFormer at several values, everything else as the profile has it.
+
+    `field` is "model.NAME" or "recipe.NAME"; `values` map what a table shows to the field's value. `share`: values are
+    shares of the profile's own (of an image size, kept a multiple of 32). `table` is the paper's.
+    """
+
+    name: str
+    title: str
+    field: str
+    values: dict[str, Any]
+    share: bool = False
+    table: int | None = None
+
+
 class Weights(Frozen):
     """Published weights that a model starts from, known by their content: a path may differ between machines."""
 
@@ -92,12 +107,24 @@ class Weights(Frozen):
     parts: tuple[str, ...]  # what they fill, by the names of models.checkpoints.PARTS
 
 
+class Origin(Frozen):
+    """Where a row comes from that no run here made; known by the content of its files."""
+
+    kind: Literal["published", "predictions"]  # somebody's Dice, imported; masks of another tool, scored here
+    source: str  # the folder's name
+    sha256: str  # of its files
+    column: str | None = None  # of the published files
+
+
 # Fields that came after the first runs, left out of a run's hash at their defaults: (part of the spec, field, default).
 ADDED = (
     (None, "weights", None),
     (None, "own_weights", None),
+    (None, "origin", None),
     ("recipe", "gradient_checkpointing", False),
     ("model", "compare_per_head", False),
+    ("model", "annealing", "inverse"),
+    (None, "variant", None),
 )
 
 
@@ -115,6 +142,8 @@ class RunSpec(Frozen):
     nnunet: NnunetBudget | None = None
     weights: Weights | None = None  # of what the decoders share; None: random
     own_weights: Weights | None = None  # of the method itself (`bench run --weights METHOD=FILE`)
+    origin: Origin | None = None  # of a row that was not run here
+    variant: str | None = None  # "temperature=0.25": a value of an ablation that is not the profile's own
 
     @property
     def hash(self) -> str:
@@ -128,9 +157,14 @@ class RunSpec(Frozen):
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
+    def row(self) -> str:
+        """What a table's row stands for: the method, and what an ablation changed in it."""
+        return self.method if self.variant is None else f"{self.method} {self.variant}"
+
+    @property
     def run_id(self) -> str:
-        """A folder name one can read: method, backbone, seed, hash."""
-        parts = [self.method, self.backbone, f"seed{self.seed}", self.hash]
+        """A folder name one can read: row, backbone, seed, hash."""
+        parts = [self.row.replace(" ", "-"), self.backbone, f"seed{self.seed}", self.hash]
         return "-".join(part for part in parts if part != "-")
 
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    # from 1 to 0 while x, the share of the layers that are done, goes from 0 to 1
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+}
 
-def annealed_temperature(base: float, layer: int) -> float:
-    """tau_l = tau_0 / (1 + l)."""
-    return base / (1 + layer)
+
+def annealed_temperature(base: float, layer: int, layers: int = 1, annealing: str = "inverse") -> float:
+    """tau_l of layer l, counted from 0, of L `layers`: the paper's tau_0 / (1 + l) where `annealing` is "inverse".
+
+    "linear" and "cosine" go by other ways between the same ends, tau_0 and tau_0 / L; "constant" stays at tau_0.
+    """
+    if annealing == "inverse":
+        return base / (1 + layer)
+    if annealing == "constant" or layers == 1:
+        return base
+    coldest = base / layers
+    return coldest + (base - coldest) * SCHEDULES[annealing](layer / (layers - 1))
 
 
 def boltzmann_distribution(logits: Tensor, temperature: float) -> Tensor:

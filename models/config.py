@@ -25,6 +25,7 @@ class ModelConfig(BaseModel):
 
     attention: Literal["boltzmann", "threshold", "full"] = "boltzmann"
     temperature: float = 1.0  # tau_0
+    annealing: Literal["inverse", "linear", "cosine", "constant"] = "inverse"  # of the temperature, layer by layer
     sampling_ratio: float = 0.1  # N / N_v
     text_prior: bool = True  # Eq. 4
     pigma: bool = True  # Fig. 3; without it the mask is the query ensemble, Eq. 7

@@ -45,7 +45,7 @@ class Decoder(nn.Module):
             return threshold_tokens(logits)
         # on a CPU prompt by prompt: what is computed on the way then stays in the cache
         parts = [logits] if logits.is_cuda else logits.split(1)
-        temperature = annealed_temperature(config.temperature, layer)
+        temperature = annealed_temperature(config.temperature, layer, config.layers, config.annealing)
         return torch.cat([self._sample(part, temperature, generator) for part in parts])
 
     def _sample(self, logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

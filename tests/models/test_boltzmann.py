@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,21 @@ from models.boltzmann import (
 
 def test_annealing_of_the_paper():
     assert [annealed_temperature(2.0, layer) for layer in range(4)] == [2.0, 1.0, 2 / 3, 0.5]
+
+
+@pytest.mark.parametrize("annealing", ["inverse", "linear", "cosine"])
+@pytest.mark.parametrize("layers", [1, 2, 9])
+def test_all_schedules_fall_between_the_same_ends(annealing, layers):
+    temperatures = [annealed_temperature(2.0, layer, layers, annealing) for layer in range(layers)]
+    assert temperatures[0] == 2.0 and temperatures[-1] == pytest.approx(2.0 / layers)
+    assert temperatures == sorted(temperatures, reverse=True)
+
+
+def test_schedules_by_hand():
+    at = lambda annealing: [annealed_temperature(1.0, layer, 5, annealing) for layer in range(5)]  # noqa: E731
+    assert at("constant") == [1.0] * 5
+    assert at("linear") == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert at("cosine")[2] == pytest.approx(0.6) and at("cosine")[1] > at("linear")[1]
 
 
 @settings(deadline=None)

@@ -1,0 +1,65 @@
+"""From an ablation to runs: one spec per value, everything else as the profile has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.errors import UserError
+from bench.spec import Ablation, RunSpec
+
+MULTIPLE = 32  # px: what every backbone's image size is a multiple of
+
+
+def variants(ablation: Ablation, base: RunSpec, texts: Sequence[str] | None = None) -> dict[str, RunSpec]:
+    """What a table shows for a value -> the spec of its run, in order.
+
+    The value that the profile has anyway is `base` itself, so that all ablations share its run. `texts`, of the command
+    line, replace the ablation's own values. UserError for a value that the field cannot have.
+    """
+    part, name = ablation.field.split(".")
+    holder = getattr(base, part)
+    values = ablation.values if texts is None else {text: _parse(ablation, holder, name, text) for text in texts}
+    specs = {}
+    for label, value in values.items():
+        if ablation.share:
+            value = max(MULTIPLE, round(value * getattr(holder, name) / MULTIPLE) * MULTIPLE)
+            label = f"{value} px"
+        changed = holder.model_copy(update={name: value})
+        if changed == holder:
+            specs[label] = base
+        else:
+            specs[label] = base.model_copy(update={part: changed, "variant": f"{ablation.name}={label}"})
+    return specs
+
+
+def variant_now(spec: RunSpec, ablation: Ablation, base: RunSpec) -> RunSpec | None:
+    """What the variant of an earlier `spec` is today, None where there is no such value any more."""
+    label = spec.variant.partition("=")[2]
+    texts = None if label in ablation.values or ablation.share else [label]
+    try:
+        return variants(ablation, base, texts).get(label)
+    except UserError:
+        return None
+
+
+def _parse(ablation: Ablation, holder, name: str, text: str):
+    """A value as it is written on the command line: a name of the ablation's, a number, a percentage."""
+    if text in ablation.values:
+        return ablation.values[text]
+    known = f"the paper's and ours are {', '.join(ablation.values)}"
+    try:
+        if ablation.share or (text.endswith("%") and _is_share(holder, name)):
+            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        else:
+            value = TypeAdapter(type(holder).model_fields[name].annotation).validate_python(text)
+    except (ValidationError, ValueError):
+        raise UserError(f"--values: {ablation.name} cannot be {text!r}: {known}") from None
+    if not isinstance(value, bool | str) and not value > 0:
+        raise UserError(f"--values: {ablation.name} must be above 0, not {text}: {known}")
+    return value
+
+
+def _is_share(holder, name: str) -> bool:
+    return isinstance(getattr(holder, name), float)

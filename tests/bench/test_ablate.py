@@ -1,0 +1,72 @@
+"""Ablations as specs: one field changes, the profile's own value is the shared base run."""
+
+import pytest
+
+from bench.ablate import variant_now, variants
+from bench.errors import UserError
+from bench.methods import make_spec
+from experiments.ablations import ABLATIONS, SUITE
+from experiments.paper import TABLES_3_TO_8
+from experiments.profiles import PROFILES
+
+
+@pytest.fixture(params=["laptop", "smoke", "paper"])
+def base(request):
+    profile = PROFILES[request.param]
+    return make_spec(SUITE, profile, "boltzformer", profile.backbones[0], 0, "0" * 12)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_only_the_one_field_changes(name, base):
+    ablation = ABLATIONS[name]
+    part, field = ablation.field.split(".")
+    specs = variants(ablation, base)
+    assert len({spec.hash for spec in specs.values()}) == len(specs) == len(ablation.values)
+    for label, spec in specs.items():
+        if spec.variant is None:
+            assert spec is base
+            continue
+        assert spec.variant == f"{name}={label}" and spec.row == f"boltzformer {name}={label}"
+        changed, own = getattr(spec, part).model_dump(), getattr(base, part).model_dump()
+        assert {key for key in own if own[key] != changed[key]} == {field}
+        back = spec.model_copy(update={part: getattr(base, part), "variant": None})
+        assert back == base
+        assert variant_now(spec, ablation, base) == spec
+
+
+def test_the_papers_values_are_those_of_its_tables():
+    for name, ablation in ABLATIONS.items():
+        paper = [value for table, value in TABLES_3_TO_8 if table == name]
+        assert (ablation.table is None) == (not paper)
+        if paper:
+            assert list(ablation.values) == paper
+
+
+def test_the_papers_profile_has_the_papers_defaults():
+    profile = PROFILES["paper"]
+    base = make_spec(SUITE, profile, "boltzformer", "hiera_s", 0, "0" * 12)
+    default = {"attention": "boltzmann sampling", "temperature": "1", "samples": "10%", "queries": "101"}
+    default |= {"prior": "text-conditioned", "pigma": "with pixel grounded correction", "annealing": "inverse (paper)"}
+    for name, label in default.items():
+        assert variants(ABLATIONS[name], base)[label] is base
+
+
+def test_values_of_the_command_line(base):
+    found = variants(ABLATIONS["temperature"], base, ["0.1", "1", "4"])
+    assert [spec.model.temperature for spec in found.values()] == [0.1, 1.0, 4.0]
+    assert found["1"] is base and found["4"].variant == "temperature=4"
+    assert variant_now(found["4"], ABLATIONS["temperature"], base) == found["4"]
+    assert variants(ABLATIONS["samples"], base, ["2%"])["2%"].model.sampling_ratio == 0.02
+    assert variants(ABLATIONS["prior"], base, ["unconditioned"])["unconditioned"].model.text_prior is False
+    (label,) = variants(ABLATIONS["size"], base, ["2"])
+    assert label == f"{2 * base.recipe.image_size} px"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("temperature", "hot"), ("temperature", "0"), ("queries", "2.5"), ("queries", "-1"), ("attention", "sparse"),
+     ("annealing", "step"), ("samples", "ten%"), ("size", "big"), ("temperature", "nan")],
+)  # fmt: skip
+def test_values_that_cannot_be(name, text, base):
+    with pytest.raises(UserError, match=f"--values: {name}"):
+        variants(ABLATIONS[name], base, [text])

@@ -50,11 +50,17 @@ class Request:
     runs_dir: Path = Path("runs")
     backbone_weights: str | None = None  # a file, or a name on the hub
     splits: Path | None = None  # a splits.json, which names the data sets too
+    ablations: tuple[str, ...] = ()  # of BoltzFormer instead of the suite's methods; `suite` then is the scale
+    values: tuple[str, ...] | None = None  # of the one ablation
 
     @property
     def command(self) -> str:
         """The command line that asks for this."""
         words = ["bench", "run", "--suite", self.suite]
+        if self.ablations:
+            words = ["bench", "ablate", self.ablations[0] if len(self.ablations) == 1 else "all"]
+            words += ["--values", ",".join(self.values)] if self.values is not None else []
+            words += ["--suite", self.suite] if self.suite != "main" else []
         for folder in self.data:
             words += ["--data", str(folder)]
         lists = {"--methods": self.methods, "--backbones": self.backbones, "--seeds": self.seeds}
@@ -103,6 +109,7 @@ class Plan:
     splits: Splits | None
     work: Workload
     specs: tuple[RunSpec, ...]  # in the tables' order
+    ablations: dict[str, dict[str, str]]  # name -> value as shown -> row (RunSpec.row)
     weights: WeightsFile | None = None
 
     @property
@@ -113,17 +120,20 @@ class Plan:
 
 def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     """Looks all names up. UserError (did you mean) for an unknown one or data that are not there."""
-    from bench.data.dataset import find_datasets
     from bench.data.splits import split_roots
-    from bench.data.storage import local_folders
+    from bench.data.storage import datasets_at
     from bench.methods import METHODS
     from experiments import SUITES, profiles
+    from experiments.ablations import SUITE as ABLATIONS_OF_BOLTZFORMER
 
     if request.runs_dir.exists() and not request.runs_dir.is_dir():
         raise UserError(f"{request.runs_dir} is a file: name a folder with --runs-dir")
     if request.suite not in SUITES:
         raise unknown_name("suite", request.suite, SUITES)
     suite = SUITES[request.suite]
+    if request.ablations:
+        name = "ablate" if suite.profile is None else f"ablate-{suite.name}"
+        suite = ABLATIONS_OF_BOLTZFORMER.model_copy(update={"name": name, "profile": suite.profile})
     hardware = hardware or detect_hardware()
     if request.profile is not None:
         name, reason = request.profile, "asked for"
@@ -144,7 +154,7 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     paths = request.data if request.splits is None else split_roots(request.splits)
     phantom = _phantom_name(request.data)
     generated = phantom is not None or not paths
-    folders = () if generated else tuple(find_datasets(local_folders(paths, request.runs_dir / "data")))
+    folders = () if generated else tuple(datasets_at(paths, request.runs_dir / "data"))
     return Choice(suite, profile, reason, hardware, methods, backbones, seeds, folders, phantom or "phantom")
 
 
@@ -225,7 +235,11 @@ def make_plan(
 
     splits = None
     if datasets is not None:
-        splits = make_splits(datasets) if request.splits is None else load_splits(request.splits)
+        splits = make_splits(datasets) if request.splits is None else load_splits(request.splits, datasets)
+    for method in choice.methods:
+        check = METHODS[method].check
+        if check is not None and splits is not None:
+            check(splits)
     if splits is None:
         work = phantom_workload(choice.profile.phantom, _phantom_objects(choice.profile))
     else:
@@ -243,7 +257,23 @@ def make_plan(
     name = request.name or "-".join(parts)
     if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
         raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
-    return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs), weights)
+    specs, ablations = _with_variants(specs, request)
+    return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs), ablations, weights)
+
+
+def _with_variants(specs: Sequence[RunSpec], request: Request) -> tuple[list[RunSpec], dict[str, dict[str, str]]]:
+    """The specs and those of every value of the ablations asked for, each once; and which value is which row."""
+    from bench.ablate import variants
+    from experiments.ablations import ABLATIONS
+
+    all_specs = {spec.hash: spec for spec in specs}
+    rows: dict[str, dict[str, str]] = {}
+    for name in request.ablations:
+        for base in specs:
+            changed = variants(ABLATIONS[name], base, request.values)
+            all_specs |= {spec.hash: spec for spec in changed.values()}
+            rows.setdefault(name, {}).update({label: spec.row for label, spec in changed.items()})
+    return list(all_specs.values()), rows
 
 
 def phantom_folder(request: Request, choice: Choice) -> Path:
@@ -270,7 +300,10 @@ def budget(spec: RunSpec, work: Workload) -> str:
     if spec.nnunet is not None:
         own = spec.nnunet
         iterations = own.epochs * own.iterations_per_epoch
-        return f"{len(work.experts)} experts x {iterations} iterations, batch {own.batch_size or 'planned'}"
+        experts, name = len(work.experts), "experts"
+        if spec.method == "nnunet_multiclass":
+            experts, name = len({dataset for dataset, _ in work.experts}), "multi-class models"
+        return f"{experts} {name} x {iterations} iterations, batch {own.batch_size or 'planned'}"
     return "one pass over the training masks"
 
 
@@ -318,7 +351,7 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     for spec in plan.specs:
         seconds = estimate(spec, plan.work, choice.hardware)
         note = format_seconds(seconds) if spec.run_id in waiting else "finished"
-        table.add_row(spec.method, spec.backbone, str(spec.seed), budget(spec, plan.work), note)
+        table.add_row(spec.row, spec.backbone, str(spec.seed), budget(spec, plan.work), note)
     console.print(table)
     count = lanes(choice.profile, choice.hardware)
     total = estimate_suite(todo, plan.work, choice.profile, choice.hardware)

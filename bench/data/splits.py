@@ -129,15 +129,20 @@ def split_folders(
     return replace(make_splits(settled, seed, val_fraction), provenance=provenance)
 
 
-def load_splits(path: Path) -> Splits:
-    """The splits of a splits.json, from the data as they are now; UserError if they are no longer the same."""
+def load_splits(path: Path, datasets: Sequence[Dataset] = ()) -> Splits:
+    """The splits of a splits.json, from the data as they are now; UserError if they are no longer the same.
+
+    Those of its data sets that are in `datasets` are not read again.
+    """
     content = read_json(path, REMAKE)
+    read = {dataset.root: dataset for dataset in datasets}
     try:
         roots = {name: Path(entry["root"]) for name, entry in content["datasets"].items()}
         provenance = {name: Provenance(**value) for name, value in content.get("provenance", {}).items()}
         sides: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
         for name, entry in content["datasets"].items():
-            found = _sides(path, load_dataset(roots[name], allow_leaks=True), entry, provenance.get(name, Provenance()))
+            dataset = read.get(roots[name]) or load_dataset(roots[name], allow_leaks=True)
+            found = _sides(path, dataset, entry, provenance.get(name, Provenance()))
             for side, samples in found.items():
                 sides[side] += samples
         parts = (tuple(samples) for samples in sides.values())

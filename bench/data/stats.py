@@ -76,11 +76,12 @@ def published_areas(files: Sequence[Path]) -> pd.DataFrame:
         label = file.name.removesuffix("_metrics.csv").replace("+", " ")
         shares = 100 * table["area"] / PUBLISHED_SIDE**2
         frame = pd.DataFrame({"image_id": table["file"], "area_pct": shares})
-        frames.append(frame.assign(side="test", dataset=_published_name(file.parent), object=label))
+        frames.append(frame.assign(side="test", dataset=published_name(file.parent), object=label))
     return pd.concat(frames, ignore_index=True)[COLUMNS]
 
 
-def _published_name(folder: Path) -> str:
+def published_name(folder: Path) -> str:
+    """The data set that a folder of BiomedParse's published results is about; the folder's own name for others."""
     parts = folder.resolve().parts
     return PUBLISHED.get(parts[-1]) or PUBLISHED.get("/".join(parts[-2:])) or parts[-1]
 

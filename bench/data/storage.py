@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from bench.atomic import write_file
-from bench.data.dataset import SPLITS
+from bench.data.dataset import SPLITS, find_datasets
 from bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 16  # files copied at once: most of a small file's time is waiting for the server
 LOG = ".mirror.jsonl"
+CACHE = Path("runs") / "data"
 # what a listing calls the version of a file: S3, Google, Azure, SFTP, in memory
 VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "created")
 CREDENTIALS = {
@@ -36,6 +37,11 @@ def is_url(place: str | Path) -> bool:
 def local_folders(places: Sequence[str | Path], cache: Path) -> list[Path]:
     """`places` with each URL replaced by its mirror in `cache`, brought up to date behind a progress bar."""
     return [_mirror_with_bar(str(place), cache) if is_url(place) else Path(place) for place in places]
+
+
+def datasets_at(places: Sequence[str | Path], cache: Path = CACHE) -> list[Path]:
+    """The data set folders at `places`, folders or URLs: `local_folders`, then `find_datasets`. Raises UserError."""
+    return find_datasets(local_folders(places, cache))
 
 
 def _mirror_with_bar(url: str, cache: Path) -> Path:

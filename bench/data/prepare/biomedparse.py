@@ -13,14 +13,15 @@ import numpy as np
 
 from bench.atomic import read_json
 from bench.data.dataset import SPLITS, is_lfs_pointer, load_image, load_mask, sentences_of
+from bench.data.official import patient_of
 from bench.data.prepare.recipe import Options, Picture, evenly_spread, image_to_size, masks_to_size
 from bench.data.prepare.write import Unit
 from bench.data.prompts import phrases_of
 from bench.errors import UserError
 
-# <patient>_<scan>_<slice> of LIDC, <patient>_<slice> of AMOS and of the Decathlon
+# image names that say the patient: of LIDC, AMOS and the Decathlon, <scan>_<slice>_<modality>_<site>
 MSD = "BRATS|la|liver|hippocampus|prostate|lung|pancreas|hepaticvessel|spleen|colon"
-PATIENTS = (r"(LIDC-IDRI-\d+)_\d+_\d+", r"(amos_\d+)_\d+", rf"((?:{MSD})_\d+)_\d+")
+NAMED = re.compile(rf"(LIDC-IDRI-\d+_\d+|amos_\d+|(?:{MSD})_\d+)_\d+_[^_]+_[^_]+")
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,9 @@ def _set_name(folder: Path) -> str:
     return folder.name
 
 
-def patient_of(stem: str) -> str | None:
-    """The patient in an image's name, <patient>_<slice>_<modality>_<site>; None where the name has another form."""
-    scan = stem.rsplit("_", 2)[0]
-    return next((found[1] for form in PATIENTS if (found := re.fullmatch(form, scan))), None)
+def named_patient(stem: str) -> str | None:
+    """The patient in an image's name; None where the name has another form than `NAMED`."""
+    return patient_of(stem) if NAMED.fullmatch(stem) else None
 
 
 def _side(folder: Path, side: str) -> list[_Image]:
@@ -107,7 +107,7 @@ def _side(folder: Path, side: str) -> list[_Image]:
         stem, _, name = file.stem.rpartition("_")
         masks[stem][name.replace("+", " ")] = file, ()
     stems = sorted({*masks, *(file.stem for file in (folder / side).glob("*.png"))})
-    return [_Image(folder / side / f"{stem}.png", side, patient_of(stem), masks[stem]) for stem in stems]
+    return [_Image(folder / side / f"{stem}.png", side, named_patient(stem), masks[stem]) for stem in stems]
 
 
 def _listed(folder: Path, side: str, listing: Path) -> list[_Image]:
@@ -125,7 +125,7 @@ def _listed(folder: Path, side: str, listing: Path) -> list[_Image]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{listing} has no usable {error}: {fix}") from None
     return [
-        _Image(folder / side / name, side, patients.get(name) or patient_of(Path(name).stem), masks[name])
+        _Image(folder / side / name, side, patients.get(name) or named_patient(Path(name).stem), masks[name])
         for name in sorted(names.values())
     ]
 

@@ -278,6 +278,9 @@ def _show(written: Written, console: Console) -> None:
     table = text_table(["side", "scans", "images", "masks"], rows)
     table.title = written.folder.name
     console.print(table)
+    for side, images in written.images.items():
+        if not images:
+            console.print(f"no image is left on the {side} side: it cannot be used without one", style="yellow")
     if written.found:
         console.print(f"{written.found} scans had been written before", highlight=False)
     if written.skipped:

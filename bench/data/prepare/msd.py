@@ -84,6 +84,9 @@ def _channel(source: Path, description: dict[str, Any], name: str | None) -> tup
     channels = description.get("modality") or description.get("channel_names")
     if not isinstance(channels, dict) or not channels:
         raise UserError(f'{source / "dataset.json"} names no modality: add e.g. "modality": {{"0": "CT"}}')
+    if not all(str(key).isdigit() for key in channels):
+        keys = ", ".join(map(str, channels))
+        raise UserError(f'{source / "dataset.json"}: \'modality\' has the keys {keys}: number them, {{"0": "CT"}}')
     names = [str(channels[key]) for key in sorted(channels, key=int)]
     lower = [known.lower() for known in names]
     if name is not None and name.lower() not in lower:
@@ -114,6 +117,13 @@ def _pairs(source: Path, description: dict[str, Any]) -> list[tuple[Path, Path]]
     """Image and label of each training volume, as listed; all of labelsTr where there is no list."""
     listed = description.get("training")
     if listed:
+        if not isinstance(listed, list) or not all(
+            isinstance(r, dict) and {"image", "label"} <= r.keys() for r in listed
+        ):
+            raise UserError(
+                f'{source / "dataset.json"}: \'training\' is no list of {{"image": FILE, "label": FILE}}: mend '
+                "it, or take it out, which means all of labelsTr"
+            )
         pairs = [(source / row["image"], source / row["label"]) for row in listed]
     else:
         labels = sorted(p for p in source.glob("labelsTr/*.nii*") if not p.name.startswith("."))

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from skimage.transform import resize
 
-from bench.data.images import parse_window
+from bench.data.images import parse_window, to_window
 from bench.data.prepare.volume import Volume
 from bench.data.prompts import phrases_of
 from bench.errors import UserError
 
-VERSION = 1  # raise it with any change to the pixels, names or prompts below
+VERSION = 2  # raise it with any change to the pixels, names or prompts below
 MR_PERCENTILES = (0.5, 99.5)
 
 
@@ -64,7 +64,7 @@ def pictures(volume: Volume, dataset: str, options: Options) -> Iterator[Picture
             continue
         yield Picture(
             f"{volume.id}_{voxels.numbers[index]}_{volume.modality}_{volume.site}",
-            image_to_size(_to_grey(voxels.values[index], low, high), options.size),
+            image_to_size(to_window(voxels.values[index], low, high), options.size),
             present,
             {name: phrases_of(dataset, name, volume.modality, volume.site) for name in present},
         )
@@ -121,12 +121,6 @@ def to_square(array: np.ndarray) -> np.ndarray:
     before = (side - height) // 2, (side - width) // 2
     extra = [(before[0], side - height - before[0]), (before[1], side - width - before[1])]
     return np.pad(array, extra + [(0, 0)] * (array.ndim - 2))
-
-
-def _to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W) numbers -> (H, W) float32: `low` and below 0, `high` and above 255, not rounded; NaN is 0."""
-    share = (values.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny)
-    return 255 * np.nan_to_num(share).clip(0, 1)
 
 
 def _limits(volume: Volume, values: np.ndarray, window: str | None) -> tuple[float, float]:

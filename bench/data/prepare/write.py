@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from bench.atomic import read_json, write_json
 from bench.data.dataset import SPLITS
@@ -216,7 +217,9 @@ def _write_unit(unit: Unit, staging: Path, source: Path) -> tuple[dict[str, Any]
     temporary.mkdir(parents=True)
     try:
         files = {_name(file, source): _fingerprint(file) for file in unit.files}
-        images = [_write_picture(picture, temporary) for picture in unit.pictures()]
+        # the sums of BLAS, and with them single grey levels, depend on its threads; workers are the parallel part
+        with threadpool_limits(1):
+            images = [_write_picture(picture, temporary) for picture in unit.pictures()]
     except UserError as error:
         shutil.rmtree(temporary)
         return None, str(error)

@@ -155,6 +155,10 @@ def same_id(folder):
     edit(folder, change)
 
 
+def object_twice(folder):
+    edit(folder, lambda c: c["annotations"].append(c["annotations"][0]))
+
+
 def same_name(folder):
     edit(folder, lambda c: c["images"].append(c["images"][0] | {"id": 77}))
 
@@ -201,6 +205,7 @@ BAD = [
     (mask_not_in_json, "mask without annotation", "p1-z0_toy_third.png", "is not in train.json", "or remove it"),
     (same_id, "duplicate id", "train.json", "2 images have the id '0'", "give each its own"),
     (same_name, "duplicate id", "train.json", "2 images have the image name 'p0-z0_toy'", "give each its own"),
+    (object_twice, "duplicate annotation", "train.json", "'block' is annotated twice in p0-z0_toy", "take one out"),
     (path_outside, "outside folder", "train.json", "'../../elsewhere.png' leaves train_mask/", "plain file name"),
     (patient_on_both_sides, "patient leak", "toy", "patient 'p0' is in train and in test", "bench data split"),
     (prompt_of_the_other, "wrong prompt", "train.json", "of 'block' names 'dark disc'", "mend its sentences"),
@@ -292,3 +297,11 @@ def test_masks_of_biomedparse_are_sound(shared, tmp_path):
             shutil.copy(source / "demo_mask" / row["mask_file"], folder / f"{split}_mask")
         (folder / f"{split}.json").write_text(json.dumps(side))
     assert check_datasets([folder]) == []
+
+
+@pytest.mark.parametrize("words", [("check", "--json"), ("split", "--out"), ("stats", "--plot"), ("preview", "--out")])
+def test_a_folder_as_the_file_to_write_is_told_first(toy, words):
+    command, option = words
+    result = CliRunner().invoke(cli.app, ["data", command, str(toy), option, str(toy)], terminal_width=200)
+    assert result.exit_code == 2 and "is a directory" in result.output
+    assert "reading" not in result.output and "validation" not in result.output

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,30 @@ def test_hash_follows_the_content(toy):
     assert first.hash != make_splits([load_dataset(toy)]).hash
 
 
+@pytest.mark.parametrize(
+    "change", [{"dataset": "other"}, {"image_id": "other"}, {"patient": "other"}, {"height": 1}, {"width": 1}], ids=str
+)
+def test_hash_covers_what_is_said_of_an_image(toy, change):
+    splits = make_splits([load_dataset(toy)])
+    first, *others = splits.test
+    assert replace(splits, test=(replace(first, **change), *others)).hash != splits.hash
+
+
+@pytest.mark.parametrize("change", [{"object": "other"}, {"prompts": ("other",)}], ids=str)
+def test_hash_covers_what_is_said_of_a_mask(toy, change):
+    splits = make_splits([load_dataset(toy)])
+    first, *others = splits.test
+    target, *rest = first.targets
+    changed = replace(first, targets=(replace(target, **change), *rest))
+    assert replace(splits, test=(changed, *others)).hash != splits.hash
+
+
+def test_hash_covers_the_side(toy):
+    splits = make_splits([load_dataset(toy)])
+    moved = replace(splits, train=splits.train[:-1], val=(splits.train[-1], *splits.val))
+    assert moved.hash != splits.hash
+
+
 def test_saved_splits_come_back_or_are_refused(toy, tmp_path):
     splits = make_splits([load_dataset(toy)])
     splits.save(tmp_path / "splits.json")
@@ -51,6 +76,16 @@ def test_saved_splits_come_back_or_are_refused(toy, tmp_path):
     Image.fromarray(image).save(toy / "train" / "p0-z0_toy.png")
     assert abs((toy / "train" / "p0-z0_toy.png").stat().st_size - before) < 20
     with pytest.raises(UserError, match="the data have changed"):
+        load_splits(tmp_path / "splits.json")
+
+
+def test_data_sets_at_hand_are_not_read_again(toy, tmp_path):
+    dataset = load_dataset(toy)
+    splits = make_splits([dataset])
+    splits.save(tmp_path / "splits.json")
+    (toy / "train.json").unlink()
+    assert load_splits(tmp_path / "splits.json", [dataset]) == splits
+    with pytest.raises(UserError, match=r"train\.json: missing"):
         load_splits(tmp_path / "splits.json")
 
 

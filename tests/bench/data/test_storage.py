@@ -199,3 +199,18 @@ def test_bench_run_reads_a_remote_data_set(toy, remote, tmp_path, monkeypatch):
     records = [next((tmp_path / "runs" / name).glob("*/records.parquet")) for name in places]
     here, there = (pd.read_parquet(file).drop(columns=["seconds"]) for file in records)
     pd.testing.assert_frame_equal(here, there)
+
+
+def test_the_commands_of_bench_data_take_urls(toy, remote, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mirrored = tmp_path / "runs" / "data" / "memory" / "bucket" / "toy"
+    for words, text in (
+        (["check"], "no problems in 1 data set: toy"),
+        (["stats"], "object sizes"),
+        (["preview"], "toy-preview.png"),
+        (["split"], "bench run --splits splits.json"),
+    ):
+        done = CliRunner().invoke(cli.app, ["data", *words, remote])
+        assert done.exit_code == 0 and text in done.output, done.output
+    assert tree(mirrored) == tree(toy)
+    assert json.loads(Path("splits.json").read_text())["datasets"]["toy"]["root"] == str(mirrored)

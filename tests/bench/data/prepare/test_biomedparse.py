@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from bench.data.dataset import load_dataset, load_image, load_mask
-from bench.data.prepare.biomedparse import find_sets, patient_of
+from bench.data.prepare.biomedparse import find_sets, named_patient
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 STEMS = {
@@ -151,7 +151,7 @@ def test_the_published_demo(shared, bench, tmp_path):
     ],
 )
 def test_patients_in_names(stem, patient):
-    assert patient_of(stem) == patient
+    assert named_patient(stem) == patient
 
 
 def test_sets_have_the_papers_names(tmp_path):

@@ -171,6 +171,22 @@ def test_names_of_tasks(task, tmp_path):
     assert dataset_name(task(2, name="unpacked")) == "MSD-Lung"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modality": {"a": "CT"}}, "'modality' has the keys a"),
+        ({"training": ["a.nii.gz"]}, "'training' is no list of"),
+        ({"training": {"image": "a"}}, "'training' is no list of"),
+    ],
+)
+def test_a_description_of_another_form(task, change, message):
+    source = task(2)
+    description = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps(description | change))
+    with pytest.raises(UserError, match=message):
+        volumes(source)
+
+
 def test_mistakes_are_one_line(task, bench, tmp_path):
     source = task(2)
     done = bench("data", "prepare", "msd", "--source", tmp_path, "--out", tmp_path / "out")

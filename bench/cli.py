@@ -13,8 +13,11 @@ from typing import Annotated
 
 import typer
 
+from bench.ablate_commands import ablate
 from bench.data.commands import data_app
 from bench.errors import UserError, full_disk
+from bench.external_commands import evaluate, import_results
+from bench.options import RunsDir
 from bench.terminal import terminal_console, text_table
 
 HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
@@ -23,6 +26,7 @@ HELP = """Train and compare text-prompted segmentation decoders for small object
 First steps:
   bench run --suite smoke      everything once, tiny, in about 3 minutes
   bench run --suite main       the comparison; the profile is chosen from the hardware
+  bench ablate temperature     what a part of BoltzFormer is worth, the paper's numbers beside
   bench report main            the tables and figures again
   bench predict --help         a trained model on an image of your own
   bench profile --quick        what the sampled attention saves here, in a minute and a half
@@ -67,8 +71,6 @@ class Listing(StrEnum):
 # a file or folder that the user named and that is not what it should be
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder of all runs.", metavar="DIR")]
-
 
 @app.command()
 def run(
@@ -101,6 +103,14 @@ def run(
             metavar="FILE|NAME",
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method's own published weights, a file or a name on the Hugging Face hub; may be repeated. "
+            "biomedparse is run with them only: without, its row reads '-'.",
+            metavar="METHOD=FILE|NAME",
+        ),
+    ] = None,
     splits: Annotated[
         Path | None,
         typer.Option(help="A splits.json of `bench data split`, instead of --data.", metavar="FILE"),
@@ -125,6 +135,7 @@ def run(
       bench run --suite main --methods boltzformer,seem --dry-run
       bench run --suite main --splits splits.json
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
+      bench run --suite main --weights biomedparse=biomedparse_v1.pt
     """
     from bench import run as driver
     from bench.plan import Request
@@ -141,6 +152,7 @@ def run(
         name=name,
         runs_dir=runs_dir,
         backbone_weights=backbone_weights,
+        weights=tuple(weights or ()),
         splits=splits,
     )
     work = driver.dry_run if dry_run else driver.run
@@ -322,6 +334,11 @@ def profile(
     )
 
 
+app.command()(ablate)
+app.command()(evaluate)
+app.command()(import_results)
+
+
 @app.command("list")
 def list_(
     what: Annotated[Listing | None, typer.Argument(help="One of them; default: all.")] = None,
@@ -439,8 +456,8 @@ def _listing(kind: Listing, runs_dir: Path):
     if kind is Listing.methods:
         from bench.methods import METHODS
 
-        rows = [[name, m.label, "yes" if m.trained else "no", m.source] for name, m in METHODS.items()]
-        return text_table(["method", "label", "trained", "source"], rows)
+        rows = [[name, m.label, "yes" if m.trained else "no", m.source, m.package] for name, m in METHODS.items()]
+        return text_table(["method", "label", "trained", "source", "package"], rows)
     if kind is Listing.profiles:
         from experiments.profiles import PROFILES
 

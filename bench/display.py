@@ -41,7 +41,7 @@ class TrialState:
     def name(self) -> str:
         """Method, backbone, seed."""
         return " ".join(
-            part for part in (self.spec.method, self.spec.backbone, f"seed {self.spec.seed}") if part != "-"
+            part for part in (self.spec.row, self.spec.backbone, f"seed {self.spec.seed}") if part != "-"
         )
 
 
@@ -180,7 +180,7 @@ class Display:
             phase = (trial.phase or "start") if running else trial.state
             time_text = format_seconds(trial.left or 0.0) if trial.state in ("running", "waiting") else ""
             table.add_row(
-                trial.spec.method,
+                trial.spec.row,
                 trial.spec.backbone,
                 str(trial.spec.seed),
                 f"[{colours.get(trial.state, 'white')}]{phase}[/]",

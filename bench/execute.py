@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError, full_disk
-from bench.interface import Log, Method, Prediction, Sample
-from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
+from bench.interface import Method, Prediction, Sample, Spread
+from bench.records import READABLE_VERSIONS, RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
 from bench.runlog import RunLog
-from bench.spec import RunSpec, flatten
+from bench.spec import RunSpec, Weights, flatten
 
 if TYPE_CHECKING:
     from bench.data.splits import Splits
@@ -47,14 +47,21 @@ def is_finished(spec: RunSpec, run_dir: Path) -> bool:
         pq.read_schema(run_dir / "predictions.parquet")
     except (OSError, KeyError, pa.ArrowException):
         return False
-    return columns == set(RECORD_COLUMNS) and versions <= {SCHEMA_VERSION}
+    return columns | {"dice"} == set(RECORD_COLUMNS) and versions <= set(READABLE_VERSIONS)
 
 
-def execute(spec: RunSpec, suite_dir: Path, tracking_uri: str | None = None, parent: str | None = None) -> str:
+def execute(
+    spec: RunSpec,
+    suite_dir: Path,
+    tracking_uri: str | None = None,
+    parent: str | None = None,
+    spread: Spread | None = None,
+) -> str:
     """Runs one trial in `suite_dir`/<run id>, unless it is finished; "finished", "skipped" or "failed".
 
     An exception of the method ends in status.json (state "failed", the error in one line) and error.txt (the
-    traceback), never in the caller: the other trials go on. Ctrl-C is passed on, with state "interrupted".
+    traceback), never in the caller: the other trials go on. Ctrl-C is passed on, with state "interrupted". `spread`
+    runs the parts of a method that has some; None leaves it to the method, one after the other.
     """
     run_dir = suite_dir / spec.run_id
     if is_finished(spec, run_dir):
@@ -74,7 +81,7 @@ def execute(spec: RunSpec, suite_dir: Path, tracking_uri: str | None = None, par
     try:
         tracker = _tracker(spec, suite_dir, tracking_uri, parent, fresh)
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
-            status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker)
+            status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker, spread)
     except Exception as error:
         # what the user can mend: a mistake in the data or options, or a full disk
         mendable = isinstance(error, UserError) or full_disk(error) is not None
@@ -92,7 +99,9 @@ def execute(spec: RunSpec, suite_dir: Path, tracking_uri: str | None = None, par
     return status["state"]
 
 
-def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tracker | None) -> dict[str, Any]:
+def _fit_and_predict(
+    spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tracker | None, spread: Spread | None
+) -> dict[str, Any]:
     """The work itself; the FitSummary as a dict. Records and predictions are on disk when it returns."""
     from bench import environment
     from bench.data.splits import load_splits
@@ -103,14 +112,17 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
         raise UserError(
             f"{suite_dir / 'splits.json'} has split {splits.hash}, the run wants {spec.split_hash}: use another --name"
         )
-    write_json(run_dir / "env.json", environment.describe(spec.seed) | _starting_weights(spec))
+    method_package = {"method_package": METHODS[spec.method].package}
+    write_json(run_dir / "env.json", environment.describe(spec.seed) | _starting_weights(spec) | method_package)
     environment.seed_everything(spec.seed)
     log = RunLog(run_dir, tracker)
     log.progress("prepare", 0, 1)
     method: Method = METHODS[spec.method].build(spec)
+    if spread is not None and METHODS[spec.method].spreads:
+        method.spread = spread
     fit = method.fit(splits.train, splits.val, run_dir, log)
     fit.given["split"] = splits.hash
-    records, predictions = collect(spec, splits, method, log)
+    records, predictions = collect(spec, splits, method.predict(splits.test, log))
     write_table(predictions, run_dir / "predictions.parquet")
     write_table(records, run_dir / "records.parquet", RECORD_COLUMNS)
     try:
@@ -127,17 +139,16 @@ def _fit_and_predict(spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tra
     return asdict(fit)
 
 
-def collect(spec: RunSpec, splits: Splits, method: Method, log: Log) -> tuple[list[dict], list[dict]]:
-    """Predicts the test split once: records (counts at original resolution) and predictions (run lengths).
+def collect(spec: RunSpec, splits: Splits, predictions: Iterable[Prediction]) -> tuple[list[dict], list[dict]]:
+    """Scores the predictions of the test split: records (counts at original resolution) and masks (run lengths).
 
-    Raises RuntimeError where the method leaves a target out, answers one twice or gives a mask of another
-    size.
+    Raises RuntimeError where a target is left out, answered twice or has a mask of another size.
     """
     from bench.data.dataset import load_mask
     from bench.metrics import counts
 
     records, masks = [], []
-    for prediction in checked(method.predict(splits.test, log), splits.test):
+    for prediction in checked(predictions, splits.test):
         sample, target = prediction.sample, prediction.target
         tp, fp, fn = (int(count) for count in counts(prediction.mask, load_mask(target.mask_file)))
         ids = {"dataset": sample.dataset, "object": target.object, "image_id": sample.image_id}
@@ -147,7 +158,7 @@ def collect(spec: RunSpec, splits: Splits, method: Method, log: Log) -> tuple[li
                 "schema_version": SCHEMA_VERSION,
                 "spec_hash": spec.hash,
                 "split_hash": spec.split_hash,
-                "method": spec.method,
+                "method": spec.row,
                 "backbone": spec.backbone,
                 "seed": spec.seed,
                 **ids,
@@ -192,6 +203,12 @@ def checked(predictions: Iterable[Prediction], samples: Sequence[Sample]) -> Ite
         raise RuntimeError(f"the method left out {len(missing)} test targets, first {' / '.join(min(missing))}")
 
 
+def leave_out(spec: RunSpec, run_dir: Path, reason: str) -> None:
+    """Writes what a report needs of a run that is not made: its spec, and its state "left out" with the reason."""
+    write_json(run_dir / "spec.json", spec.model_dump(mode="json"))
+    write_json(run_dir / "status.json", {"state": "left out", "error": reason, "spec_hash": spec.hash})
+
+
 def mark_interrupted(run_dir: Path, states: Sequence[str] = ("running",)) -> None:
     """Turns a "running" that nobody runs any more (a killed worker), or others of `states`, into "interrupted"."""
     status = run_state(run_dir)
@@ -210,7 +227,7 @@ def _tracker(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | None
         "split_hash": spec.split_hash,
         "suite": spec.suite,
         "profile": spec.profile,
-        "method": spec.method,
+        "method": spec.row,
     }
     tags |= {f"version.{name}": version for name, version in environment.package_versions().items()}
     tags |= {"git_commit": git["commit"], "git_dirty": str(git["dirty"])} if git else {}
@@ -222,13 +239,16 @@ def _tracker(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | None
 
 
 def _starting_weights(spec: RunSpec) -> dict[str, str]:
-    """What backbone and text encoder start from, for env.json and the tags: a file and its hash, or "random"."""
+    """What a run starts from, for env.json and the tags: files and their hashes, or "random"."""
+
+    def named(weights: Weights | None) -> str:
+        return f"{weights.file} sha256:{weights.sha256[:12]}" if weights else "random"
+
+    own = {"own_weights": named(spec.own_weights)} if spec.own_weights else {}
     if spec.recipe is None:
-        return {}
-    weights = spec.weights
-    file = f"{weights.file} sha256:{weights.sha256[:12]}" if weights else "random"
-    text = file if weights and "text_encoder" in weights.parts else "random"
-    return {"backbone_weights": file, "text_weights": text}
+        return own
+    text = spec.weights if spec.weights and "text_encoder" in spec.weights.parts else None
+    return own | {"backbone_weights": named(spec.weights), "text_weights": named(text)}
 
 
 def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker | None) -> None:

@@ -1,15 +1,23 @@
-"""The instance record: one row per (image, prompt). Counts only; every score is derived in `reports`."""
+"""The instance record: one row per (image, prompt). Counts only; every score is derived in `reports`.
+
+Published results have no counts: there tp, fp and fn are null, and `dice` holds the number as published.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.atomic import write_file
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 is 2 without `dice`
 
 # column -> dtype. Ids first, then counts in pixels of the original image.
 RECORD_COLUMNS = {
@@ -24,21 +32,22 @@ RECORD_COLUMNS = {
     "image_id": "string",
     "patient": "string",
     "prompt": "string",
-    "tp": "int64",
-    "fp": "int64",
-    "fn": "int64",
-    "area_px": "int64",  # tp + fn
+    "tp": "Int64",  # tp, fp, fn: null where only a Dice was published
+    "fp": "Int64",
+    "fn": "Int64",
+    "dice": "float64",  # 0..1, as published; null where there are counts
+    "area_px": "int64",  # tp + fn, the object's
     "height": "int32",
     "width": "int32",
     "seconds": "float64",  # prediction of this prompt, image features shared among the image's prompts
 }
 
 
-def write_table(rows: Sequence[dict], path: Path, columns: dict[str, str] | None = None) -> None:
+def write_table(rows: Sequence[dict] | pd.DataFrame, path: Path, columns: dict[str, str] | None = None) -> None:
     """Writes rows as parquet, whole or not at all. With `columns`, exactly these, in this order and dtype."""
     import pandas as pd
 
-    frame = pd.DataFrame(list(rows))
+    frame = pd.DataFrame(rows)
     if columns is not None:
         frame = frame.reindex(columns=list(columns)).astype(columns)
     write_file(path, lambda handle: frame.to_parquet(handle, index=False))

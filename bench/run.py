@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first
-from bench.execute import is_finished, mark_interrupted, run_state
+from bench.execute import is_finished, leave_out, mark_interrupted, run_state
 from bench.plan import (
     Choice,
     Plan,
     Request,
-    WeightsFile,
     choose,
-    find_weights,
     make_plan,
     phantom_folder,
     show,
     show_first,
     show_problems,
 )
-from bench.records import SCHEMA_VERSION
+from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
 from bench.spec import RunSpec
+from bench.weights import WeightsFile, find_own_weights, find_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,10 +47,10 @@ def dry_run(request: Request, console: Console) -> int:
     choice = choose(request)
     phantom = phantom_folder(request, choice)
     folders = choice.folders or (tuple(_subfolders(phantom)) if phantom.is_dir() else ())
-    sound, weights = _preflight(request, choice, folders, console)
+    sound, weights, own_weights = _preflight(request, choice, folders, console)
     if not sound:
         return USER_ERROR
-    plan = make_plan(choice, request, _load(request, folders) if folders else None, weights)
+    plan = make_plan(choice, request, _load(request, folders) if folders else None, weights, own_weights)
     if folders:
         check_folder(plan, request.runs_dir)
     show(plan, console, missing(plan))
@@ -67,18 +66,20 @@ def run(request: Request, console: Console) -> int:
     UserError: unknown names, data or weights that cannot be used, a folder of another split, a second run on it.
     """
     choice = choose(request)
-    sound, weights = _preflight(request, choice, choice.folders, console)
+    sound, weights, own_weights = _preflight(request, choice, choice.folders, console)
     if not sound:
         return USER_ERROR
     if not choice.folders and not phantom_folder(request, choice).is_dir():
         show_first(make_plan(choice, request, None), console)
     datasets = _load(request, choice.folders or _phantom(request, choice, console))
-    plan = make_plan(choice, request, datasets, weights)
+    plan = make_plan(choice, request, datasets, weights, own_weights)
     check_folder(plan, request.runs_dir)
     with locked(plan.folder):
         todo = missing(plan)
         show(plan, console, todo)
         write_suite(plan, request)
+        for spec, reason in left_out(plan).items():
+            leave_out(spec, plan.folder / spec.run_id, reason)
         with _tracking(plan, request) as (uri, parent):
             try:
                 _train(plan, request, todo, console, uri, parent)
@@ -99,9 +100,17 @@ def run(request: Request, console: Console) -> int:
 
 
 def missing(plan: Plan) -> list[RunSpec]:
-    """The trials without finished records, the longest first."""
-    todo = [spec for spec in plan.specs if not is_finished(spec, plan.folder / spec.run_id)]
+    """The trials that can be run and have no finished records, the longest first."""
+    without = left_out(plan)
+    todo = [spec for spec in plan.specs if spec not in without and not is_finished(spec, plan.folder / spec.run_id)]
     return longest_first(todo, plan.work, plan.choice.hardware)
+
+
+def left_out(plan: Plan) -> dict[RunSpec, str]:
+    """The trials that there is nothing to run for, each with the reason and the fix."""
+    from bench.methods import why_not_run
+
+    return {spec: reason for spec in plan.specs if (reason := why_not_run(spec))}
 
 
 def check_folder(plan: Plan, runs_dir: Path) -> None:
@@ -113,8 +122,9 @@ def check_folder(plan: Plan, runs_dir: Path) -> None:
         return
     fix = f"choose another --name, or remove {plan.folder}"
     there = read_json(file, fix)
+    if there.get("schema_version") not in READABLE_VERSIONS:
+        raise UserError(f"{file} has schema_version {there.get('schema_version')!r}, not {SCHEMA_VERSION}: {fix}")
     here = {
-        "schema_version": SCHEMA_VERSION,
         "suite": plan.choice.suite.name,
         "profile": plan.choice.profile.name,
         "split_hash": plan.split_hash,
@@ -128,13 +138,13 @@ def write_suite(plan: Plan, request: Request) -> None:
     """Writes splits.json and suite.json: the runs of this command, and those of earlier ones on the same
     folder.
     """
-    from bench.methods import METHODS
     from experiments.profiles import BACKBONE_LABELS
 
     assert plan.splits is not None
     plan.splits.save(plan.folder / "splits.json")
     specs = _with_earlier(plan)
-    methods = list(dict.fromkeys(spec.method for spec in specs))
+    labels = _labels(plan.folder / "suite.json")
+    rows = {spec.row: spec for spec in specs}
     backbones = list(dict.fromkeys(spec.backbone for spec in specs if spec.backbone != "-"))
     value = {
         "schema_version": SCHEMA_VERSION,
@@ -146,28 +156,72 @@ def write_suite(plan: Plan, request: Request) -> None:
         "phantom": plan.splits.phantom,
         "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
         "backbone_weights": str(plan.weights.path) if plan.weights else None,
+        "own_weights": _own_weights(plan, specs),
         "runs": [spec.run_id for spec in specs],
         "backbones": {name: BACKBONE_LABELS.get(name, name) for name in backbones},
-        "methods": {name: METHODS[name].label for name in methods},
+        "methods": {row: labels[row] if spec.origin else _label(spec) for row, spec in rows.items()},
+        "ablations": _ablations(plan, set(rows)),
         "reference": plan.choice.suite.reference,
     }
     write_json(plan.folder / "suite.json", value)
 
 
+def _labels(file: Path) -> dict[str, str]:
+    """The labels that suite.json has given to its methods, those of rows that were not run here among them."""
+    return read_json(file, "remove it").get("methods", {}) if file.exists() else {}
+
+
+def _label(spec: RunSpec) -> str:
+    from bench.methods import METHODS
+
+    label = METHODS[spec.method].label
+    return label if spec.variant is None else f"{label}, {spec.variant.replace('=', ' ')}"
+
+
+def _own_weights(plan: Plan, specs: Sequence[RunSpec]) -> dict[str, str]:
+    """Method -> the file of its own weights, of this plan and of the earlier runs among `specs`."""
+    file = plan.folder / "suite.json"
+    earlier = read_json(file, "remove it").get("own_weights", {}) if file.exists() else {}
+    paths = earlier | {method: str(found.path) for method, found in plan.own_weights.items()}
+    return {spec.method: paths[spec.method] for spec in specs if spec.own_weights and spec.method in paths}
+
+
+def _ablations(plan: Plan, rows: set[str]) -> dict[str, dict[str, str]]:
+    """The plan's ablations and those of earlier commands, of which `rows` are still there."""
+    file = plan.folder / "suite.json"
+    earlier = read_json(file, "remove it").get("ablations", {}) if file.exists() else {}
+    merged = {name: earlier.get(name, {}) | plan.ablations.get(name, {}) for name in {**earlier, **plan.ablations}}
+    kept = {name: {value: row for value, row in values.items() if row in rows} for name, values in merged.items()}
+    return {name: values for name, values in kept.items() if len(values) > 1}
+
+
 def _with_earlier(plan: Plan) -> list[RunSpec]:
     """This plan's trials and, in the tables' order, those that an earlier `--methods a,b` left in the folder.
 
-    An earlier run of another recipe, model or budget than the profile has now is left out: one table, one recipe.
+    An earlier run of another recipe, model or budget than the profile has now is left out: one table, one recipe. One
+    from a method's own weights stays where this plan has none to run the method with.
     """
-    from bench.methods import METHODS, make_spec
+    from bench.ablate import variant_now
+    from bench.methods import METHODS, make_spec, why_not_run
+    from experiments.ablations import ABLATIONS
 
     def now(spec: RunSpec) -> RunSpec | None:
+        if spec.origin is not None:  # a row that was not run here: nothing in it depends on the profile
+            return spec
         if spec.method not in METHODS:
             return None
         choice, weights = plan.choice, plan.weights and plan.weights.weights
-        return make_spec(choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash, weights)
+        given = plan.own_weights.get(spec.method)
+        own = given.weights if given else spec.own_weights
+        base = make_spec(
+            choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash, weights, own
+        )
+        if spec.variant is None:
+            return base
+        ablation = ABLATIONS.get(spec.variant.partition("=")[0])
+        return ablation and variant_now(spec, ablation, base)
 
-    specs = {(spec.method, spec.backbone, spec.seed): spec for spec in plan.specs}
+    specs = {(spec.row, spec.backbone, spec.seed): spec for spec in plan.specs}
     file = plan.folder / "suite.json"
     for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
         try:
@@ -175,7 +229,9 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
         except (OSError, ValueError):
             continue
         if spec == now(spec) and spec.run_id == run_id:
-            specs.setdefault((spec.method, spec.backbone, spec.seed), spec)
+            place_of = (spec.row, spec.backbone, spec.seed)
+            if place_of not in specs or why_not_run(specs[place_of]):
+                specs[place_of] = spec
     methods, backbones = plan.choice.suite.methods, plan.choice.profile.backbones
 
     def place(names: Sequence[str], name: str) -> int:
@@ -242,18 +298,19 @@ def _load(request: Request, folders: Sequence[Path]) -> list[Dataset]:
 
 def _preflight(
     request: Request, choice: Choice, folders: Sequence[Path], console: Console
-) -> tuple[bool, WeightsFile | None]:
-    """Looks at data sets and weights, so that all their problems are told at once: (all sound, the weights)."""
+) -> tuple[bool, WeightsFile | None, dict[str, WeightsFile]]:
+    """Looks at data sets and weights, so that all their problems are told at once: whether all is sound, the weights of
+    what the decoders share, and those of single methods.
+    """
     broken = _report_problems(folders, console, request.splits is not None)
-    if request.backbone_weights is None:
-        return not broken, None
     try:
-        return not broken, find_weights(request.backbone_weights, choice)
+        weights = None if request.backbone_weights is None else find_weights(request.backbone_weights, choice)
+        return not broken, weights, find_own_weights(request.weights, choice)
     except UserError as error:
         if not broken:
             raise
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return False, None
+        return False, None, {}
 
 
 def _report_problems(folders: Sequence[Path], console: Console, leaks_settled: bool) -> bool:
@@ -317,7 +374,8 @@ def _train(
     for spec in todo:
         (plan.folder / spec.run_id / "progress.json").unlink(missing_ok=True)
         mark_interrupted(plan.folder / spec.run_id, ("running", "failed"))
-    with Display(console, plan.folder, plan.specs, expected, count, title):
+    shown = [spec for spec in plan.specs if spec not in left_out(plan)]
+    with Display(console, plan.folder, shown, expected, count, title):
         if request.executor == "local":
             tuning.run_trials_here(todo, plan.folder, uri, parent_id)
         else:
@@ -326,7 +384,12 @@ def _train(
 
 def _failures(plan: Plan, console: Console) -> list[RunSpec]:
     """The trials that did not finish, each told with its reason and where the traceback is."""
-    failed = [spec for spec in plan.specs if run_state(plan.folder / spec.run_id)["state"] != "finished"]
+    without = left_out(plan)
+    failed = [
+        spec
+        for spec in plan.specs
+        if spec not in without and run_state(plan.folder / spec.run_id)["state"] != "finished"
+    ]
     for spec in failed:
         run_dir = plan.folder / spec.run_id
         reason = run_state(run_dir).get("error") or "its process was killed"
@@ -346,7 +409,8 @@ def _report(plan: Plan, console: Console, parent: Tracker | None) -> None:
     from reports.tables import to_rich
 
     report = build_report(plan.folder)
-    console.print(to_rich(report.main))
+    for table in [report.ablations[name] for name in plan.ablations if name in report.ablations] or [report.main]:
+        console.print(to_rich(table))
     console.print(f"report   {report.html}", highlight=False, soft_wrap=True)
     if parent is not None:
         parent.artifacts(plan.folder / "report", plan.folder / "suite.json", plan.folder / "splits.json")

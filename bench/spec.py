@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,8 @@ class Profile(Frozen):
     objects: dict[str, tuple[str, ...]] | None = None  # phantom objects per data set; None is all 38 of Table 9
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+    cpus_per_expert: float = 1  # of nnU-Net; fractions of a GPU are Ray's bookkeeping, memory is not divided
+    gpus_per_expert: float = 0
 
 
 class Suite(Frozen):
@@ -164,8 +167,13 @@ class RunSpec(Frozen):
     @property
     def run_id(self) -> str:
         """A folder name one can read: row, backbone, seed, hash."""
-        parts = [self.row.replace(" ", "-"), self.backbone, f"seed{self.seed}", self.hash]
+        parts = [folder_name(self.row), self.backbone, f"seed{self.seed}", self.hash]
         return "-".join(part for part in parts if part != "-")
+
+
+def folder_name(row: str) -> str:
+    """A row of a table as a part of a folder's name."""
+    return re.sub(r"[^\w.=%]+", "-", row).strip("-")
 
 
 def sha256_of(path: Path) -> str:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from bench.atomic import write_file
 from bench.errors import UserError
+from experiments.ablations import ABLATIONS
 from experiments.paper import DATASET_LABELS
 from reports import figures
+from reports.ablation import ablation_figure, ablation_table
 from reports.aggregate import (
     Scores,
     dataset_average,
@@ -21,6 +23,7 @@ from reports.aggregate import (
     per_object,
     score,
 )
+from reports.claims import claims_table, fewer_operations, related
 from reports.fairness import cost_table, fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
@@ -40,12 +43,15 @@ COMPARING = ("main_table", "by_size", "differences", "ranks", "seeds", "per_obje
 @dataclass(frozen=True)
 class Report:
     """What `build_report` wrote. `tables` and `figures` map file names to paths; `main` is the main table,
-    `frame` its numbers; `gaps` says in words what is missing; `notes` what could not be drawn."""
+    `frame` its numbers, `ablations` the tables of those by name; `gaps` says in words what is missing; `notes` what
+    could not be drawn.
+    """
 
     html: Path
     tables: dict[str, Path]
     figures: dict[str, Path]
     main: Table
+    ablations: dict[str, Table]
     gaps: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -79,11 +85,20 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         cost_table(results, grid),
         fairness_table(results, grid),
     ]
+    ablated = ablations(results)
+    tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
-    under = {name: (*origins, fair) if fair else origins for name in COMPARING} | {"fairness": origins}
-    tables = [replace(table, notes=(*table.notes, *under.get(table.name, ()))) for table in tables]
+    tables = [
+        replace(table, notes=(*table.notes, *origins, *([fair] if fair and table.name in COMPARING else [])))
+        for table in tables
+    ]
     pictures, notes = draw(results, grid, scores, bootstrap, order)
-    page = render(results, [*tables, run_table(results)], pictures, caveats(results, grid, scores) + notes, gaps)
+    pictures += [picture for _, picture in ablated if picture is not None]
+    tables.insert(
+        0, claims_table(related(results), fewer_operations(results.folder.parent / "profile" / "profile.csv"))
+    )
+    runs = replace(run_table(results), notes=origins)
+    page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps)
     files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
     images = {f"{picture.name}.png": picture.png for picture in pictures}
     try:
@@ -96,7 +111,8 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         html=out / "index.html",
         tables={name: out / name for name in files},
         figures={name: out / name for name in images},
-        main=tables[0],
+        main=next(table for table in tables if table.name == "main_table"),
+        ablations={name: table for name, (table, _) in zip(results.ablations, ablated, strict=True)},
         gaps=tuple(gaps),
         notes=tuple(notes),
     )
@@ -226,14 +242,14 @@ def draw(
             "The size bins and the weighting of the table by size; a point stands at its bin's geometric mean area.",
             figures.dice_vs_size(scores, grid, bootstrap, results.phantom),
         ),
-        Picture(
-            "curves",
-            "Training curves",
-            "Train loss (running mean over the raw values) and validation Dice. A step means what the "
-            "method's budget says, and losses of different methods are not the same function.",
-            figures.curves(results, results.phantom),
-        ),
     ]
+    if any(run.origin is None for run in results.runs):
+        caption = (
+            "Train loss (running mean over the raw values) and validation Dice. A step means what the "
+            "method's budget says, and losses of different methods are not the same function."
+        )
+        png = figures.curves(results, results.phantom)
+        pictures.append(Picture("curves", "Training curves", caption, png))
     if np.isfinite(order.p):
         labels = [row.label for row in grid.rows]
         caption = (
@@ -263,6 +279,18 @@ def draw(
     return pictures, notes + unseen
 
 
+def ablations(results: SuiteResults) -> list[tuple[Table, Picture | None]]:
+    """A table, and a figure where there is a difference to draw, of every ablation the suite has run."""
+    made = []
+    for name, values in results.ablations.items():
+        ablation = ABLATIONS[name]
+        table = ablation_table(ablation, values, results, results.reference or "")
+        png = ablation_figure(ablation, table)
+        caption = "Difference to the profile's own value with its 95% interval; diamonds: the paper's, at its scale."
+        made.append((table, Picture(table.name, table.title, caption, png) if png is not None else None))
+    return made
+
+
 def gap_lines(results: SuiteResults, grid: Grid) -> list[str]:
     """One line per run with gaps: how many records of which data sets are missing, and why."""
     lines = []
@@ -282,19 +310,16 @@ def fit_notes(results: SuiteResults, grid: Grid) -> tuple[str, ...]:
 
 
 def origin_notes(results: SuiteResults) -> tuple[str, ...]:
-    """Which rows were not run here, and where they come from."""
-    notes = []
+    """Which rows were not run here and where they come from, a line for each source."""
+    rows: dict[str, list[str]] = {}
     for run in results.runs:
         if (origin := run.origin) is None:
             continue
-        what = (
-            f"imported, not run here: Dice as published (column {origin.column}), no counts"
-            if origin.kind == "published"
-            else "not run here: masks made elsewhere, scored here"
-        )
-        label = results.label(run.method, run.backbone)
-        notes.append(f"{label}: {what}; from {origin.source}, sha256 {origin.sha256[:12]}.")
-    return tuple(notes)
+        published = origin.kind == "published"
+        what = "Imported, not run here (Dice as published" if published else "Not run here, scored here (masks"
+        label = results.label(run.method, run.backbone) + (f" from column {origin.column}" if published else "")
+        rows.setdefault(f"{what} in {origin.source}, sha256 {origin.sha256[:12]})", []).append(label)
+    return tuple(f"{source}: {', '.join(labels)}." for source, labels in rows.items())
 
 
 def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
@@ -339,4 +364,4 @@ def _fill(values, gaps: list[str]) -> list[float | str]:
 
 
 def _forms(name: str) -> tuple[str, ...]:
-    return ("md", "csv", "tex") if name in LATEX_TABLES else ("md", "csv")
+    return ("md", "csv", "tex") if name in LATEX_TABLES or name.startswith("ablation_") else ("md", "csv")

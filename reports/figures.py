@@ -71,7 +71,7 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
     axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
     axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
     _finish(figure, [axes], "Dice against object size, mean and standard error per size bin", phantom, bool(shown))
-    return _png(figure)
+    return png_of(figure)
 
 
 def curves(results: SuiteResults, phantom: bool) -> bytes:
@@ -110,7 +110,7 @@ def curves(results: SuiteResults, phantom: bool) -> bytes:
     for axes in panels:
         axes.set_xlabel("share of the run's training, %")
     _finish(figure, list(panels), "Training curves", phantom, drawn)
-    return _png(figure)
+    return png_of(figure)
 
 
 def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) -> bytes:
@@ -125,7 +125,7 @@ def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) 
     ranks = pd.Series(ranking.ranks, index=names)
     critical_difference_diagram(ranks, pairs, ax=axes, color_palette={name: "black" for name in names})
     axes.set_title("Mean rank over patients" + (" (phantom data)" if phantom else ""), fontsize=10)
-    return _png(figure)
+    return png_of(figure)
 
 
 def choose_cases(cases: pd.DataFrame, datasets: tuple[str, ...]) -> list[int]:
@@ -158,6 +158,8 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
     for run in results.runs:
         first_runs.setdefault((run.method, run.backbone), run)
     rows = [row for row in grid.rows if not _is_published(first_runs[row.method, row.backbone])]
+    if not rows:
+        return None, []
     runs = [first_runs[row.method, row.backbone] for row in rows]
     chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
     predictions = [_masks(run, chosen) for run in runs]
@@ -197,7 +199,7 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
             axes.set_title(f"{row.label}\n{title}", fontsize=7)
     title = "Masks in green, truth outlined red; white frame: the part shown beside"
     figure.suptitle(f"{title} (phantom data)" if results.phantom else title, fontsize=9)
-    return _png(figure), notes
+    return png_of(figure), notes
 
 
 def crop_box(truth: np.ndarray) -> tuple[int, int, int, int]:
@@ -293,7 +295,8 @@ def _finish(figure: Figure, panels: list[Axes], title: str, phantom: bool, drawn
         panels[0].text(0.5, 0.5, "nothing to draw yet", ha="center", transform=panels[0].transAxes)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes every time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

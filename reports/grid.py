@@ -146,6 +146,9 @@ def _gaps(results: SuiteResults, cases: pd.DataFrame) -> pd.DataFrame:
             wanted = int(expected.get(dataset, 0))
             missing = wanted - int(found.get((run.method, run.backbone, run.seed, dataset), 0))
             if missing or not wanted:
-                reason = reasons.get(run.state) or f"failed: {run.error or 'no reason given'}"
+                if run.state == "left out":
+                    reason = run.error
+                else:
+                    reason = reasons.get(run.state) or f"failed: {run.error or 'no reason given'}"
                 gaps.append((run.method, run.backbone, run.seed, dataset, missing, wanted, reason))
     return pd.DataFrame(gaps, columns=GAP_COLUMNS)

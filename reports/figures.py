@@ -55,14 +55,9 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
     for order, place in enumerate(shown):
         shift = 1.03 ** (order - (len(shown) - 1) / 2)  # so that the error bars stand side by side
         seen = np.isfinite(value[:, place])
-        style = {
-            "color": COLORS[place % len(COLORS)],
-            "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)],
-            "markersize": 5,
-        }
         axes.errorbar(
             center[seen] * shift, value[seen, place], error[seen, place],
-            label=grid.rows[place].label, capsize=2, linewidth=1.3, **style,
+            label=grid.rows[place].label, capsize=2, linewidth=1.3, markersize=5, **style_of(place),
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_ylim(0, 100)
@@ -72,6 +67,11 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
     axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
     _finish(figure, [axes], "Dice against object size, mean and standard error per size bin", phantom, bool(shown))
     return png_of(figure)
+
+
+def style_of(place: int) -> dict[str, str]:
+    """Colour and marker of the row at `place`, no two alike among 64."""
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)]}
 
 
 def curves(results: SuiteResults, phantom: bool) -> bytes:
@@ -102,7 +102,7 @@ def curves(results: SuiteResults, phantom: bool) -> bytes:
         if len(dice):
             panels[1].plot(
                 dice.index, dice, label=label, linewidth=1.4, markersize=3.5,
-                marker=MARKERS[(place + place // len(COLORS)) % len(MARKERS)], **style,
+                marker=style_of(place)["marker"], **style,
             )  # fmt: skip
         drawn = drawn or len(loss) > 0 or len(dice) > 0
     panels[0].set_ylabel("train loss (each method's own)")

@@ -13,7 +13,7 @@ from reports.build import build_report
 from reports.load import load_suite
 
 FILES = {
-    "claims.md", "claims.csv",
+    "claims.md", "claims.csv", "dice_vs_cost.png",
     "main_table.md", "main_table.csv", "main_table.tex", "by_size.md", "by_size.csv", "by_size.tex",
     "object_sizes.md", "object_sizes.csv", "per_object.md", "per_object.csv", "differences.md",
     "differences.csv", "cost.md", "cost.csv", "fairness.md", "fairness.csv",
@@ -45,7 +45,7 @@ def test_report_is_written_whole(suite):
     for path in report.tables.values():
         assert "phantom" in path.read_text()
     page = report.html.read_text()
-    assert page.count("data:image/png;base64,") == 4 and "reduced to 2 epochs &amp; 2D" in page
+    assert page.count("data:image/png;base64,") == 5 and "reduced to 2 epochs &amp; 2D" in page
 
 
 def test_main_table_agrees_with_a_loop_over_the_records(suite):

@@ -55,18 +55,6 @@ def test_the_line_stands_under_every_table_that_compares_methods(suite):
     assert line not in report.tables["object_sizes.md"].read_text()
 
 
-def test_costs_are_means_over_seeds(suite):
-    file = next(suite.glob("sam-*seed1*/status.json"))
-    status = json.loads(file.read_text())
-    status["fit"]["cost"] |= {"ms_1_prompt": 40.0}
-    del status["fit"]["cost"]["peak_memory_mib"]
-    file.write_text(json.dumps(status))
-    frame = pd.read_csv(build_report(suite).tables["cost.csv"]).set_index("method")
-    assert frame.loc["SAM+Hiera-XT", "ms_1_prompt"] == 30
-    assert frame.loc["BoltzFormer+Hiera-XT", "ms_1_prompt"] == 20
-    assert frame.loc["SAM+Hiera-XT", "peak_memory_mib"] == 900
-
-
 def test_runs_of_before_these_facts_were_kept(suite):
     for file in suite.glob("*/status.json"):
         status = json.loads(file.read_text())

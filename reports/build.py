@@ -23,6 +23,7 @@ from reports.aggregate import (
     per_object,
     score,
 )
+from reports.cases import browser_cases
 from reports.claims import claims_table, fewer_operations, related
 from reports.cost import cost_figure, cost_table
 from reports.fairness import fairness_line, fairness_table
@@ -103,7 +104,8 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         0, claims_table(related(results), fewer_operations(results.folder.parent / "profile" / "profile.csv"))
     )
     runs = replace(run_table(results), notes=origins)
-    page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps)
+    cases = browser_cases(results, grid, scores)
+    page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps, cases)
     files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
     images = {f"{picture.name}.png": picture.png for picture in pictures}
     try:
@@ -198,7 +200,7 @@ def object_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table:
         Column("dataset", "Data set"),
         Column("object", "Object"),
         Column("support", "Masks", 0),
-        *(Column(row.label, row.label, 1, beside=f"{row.label} median") for row in grid.rows),
+        *(Column(row.label, row.label, 1, beside=f"{row.label} median", heat=True) for row in grid.rows),
     )
     caption = "Mean (median) Dice in percent over the test masks of each object. Best mean in bold."
     table = Table("per_object", "Dice by object", caption, frame, columns, results.phantom)

@@ -162,7 +162,7 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
         return None, []
     runs = [first_runs[row.method, row.backbone] for row in rows]
     chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
-    predictions = [_masks(run, chosen) for run in runs]
+    predictions = [masks_of(run, chosen) for run in runs]
     dice = _dice_of(results.records)
     panels, notes = [], []
     for case in chosen.itertuples():
@@ -219,7 +219,7 @@ def crop_box(truth: np.ndarray) -> tuple[int, int, int, int]:
     return top, left, top + side, left + side
 
 
-def _masks(run: Run, chosen: pd.DataFrame) -> dict[int, dict]:
+def masks_of(run: Run, chosen: pd.DataFrame) -> dict[int, dict]:
     """The stored predictions of a run for the chosen cases, by the case's index."""
     stored = load_predictions(run, chosen["image_id"])
     if stored.empty:

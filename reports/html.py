@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from bench.spec import flatten
+from reports.cases import Case
 from reports.load import Run, SuiteResults
+from reports.strata import BINS
 from reports.tables import Table, to_html
 
 
@@ -34,6 +37,7 @@ def render(
     pictures: Sequence[Picture],
     caveats: Sequence[str],
     gaps: Sequence[str],
+    cases: Sequence[Case] = (),
 ) -> str:
     """The whole page as text. Everything that came from a file is escaped; nothing is fetched when it is
     opened."""
@@ -44,6 +48,8 @@ def render(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string(resources.files("reports").joinpath("report.html.j2").read_text("utf-8"))
+    script = resources.files("reports").joinpath("report.js").read_text("utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
     phantom = " (phantom data)" if results.phantom else ""
     return template.render(
         results=results,
@@ -54,7 +60,21 @@ def render(
         caveats=caveats,
         gaps=gaps,
         environment=environment_lines(results.runs),
+        cases=cases,
+        datasets=dict.fromkeys(case.dataset for case in cases),
+        objects=sorted({case.object for case in cases}),
+        sizes=[group.label for group in BINS if any(case.size == group.label for case in cases)],
+        methods=_reference_first(cases, results),
+        script=Markup(script),
+        script_hash=base64.b64encode(digest).decode("ascii"),  # the page runs this script and no other
     )
+
+
+def _reference_first(cases: Sequence[Case], results: SuiteResults) -> list[str]:
+    """The methods of the case browser, the one that cases were chosen by first."""
+    names = list(dict.fromkeys(overlay.method for case in cases for overlay in case.overlays))
+    first = results.methods.get(results.reference or "", "")
+    return sorted(names, key=lambda name: not (first and name.startswith(first)))
 
 
 def environment_lines(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:

@@ -40,7 +40,8 @@ class Column:
 
     digits: decimals of a number, None for text; beside: a further column of the frame that is shown in
     parentheses after the value (a standard error, a median) and is a column of its own in the CSV; terminal:
-    shown there too, where width is scarce; least: a smaller number is shown as "<least" (a p value).
+    shown there too, where width is scarce; least: a smaller number is shown as "<least" (a p value); heat: percentages
+    whose cells are tinted in HTML.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Column:
     beside: str | None = None
     terminal: bool = True
     least: float | None = None
+    heat: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,14 @@ def to_html(table: Table) -> str:
     for column, name in zip(table.columns, classes, strict=True):
         out.write(f'<th class="{name}" scope="col">{html.escape(column.header)}</th>')
     out.write("</tr></thead><tbody>")
-    for row in cells(table):
+    for place, row in enumerate(cells(table)):
         out.write("<tr>")
-        for cell, name in zip(row, classes, strict=True):
-            out.write(f'<td class="{name}">{show(cell)}</td>')
+        for cell, name, column in zip(row, classes, table.columns, strict=True):
+            value = table.frame[column.key].iloc[place]
+            if column.heat and _is_number(value):
+                out.write(f'<td class="{name} heat" style="--share: {float(value):.0f}">{show(cell)}</td>')
+            else:
+                out.write(f'<td class="{name}">{show(cell)}</td>')
         out.write("</tr>")
     out.write("</tbody></table></div>")
     if table.notes:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
     from torch import Generator, Tensor
+
+    from bench.data.splits import Splits
+    from bench.spec import RunSpec
+    from models.checkpoints import LoadReport
+
+# spread(work, items): `work` turns a share of the items into events; whoever runs the trial decides how many shares
+# there are and where they run, and gives their events as they come.
+Spread = Callable[[Callable[[list[dict]], Iterator[dict]], list[dict]], Iterator[dict]]
 
 
 @dataclass(frozen=True)
@@ -92,13 +101,43 @@ class Log(Protocol):
 
 
 class Method(Protocol):
-    """A way from training samples to masks."""
+    """A way from training samples to masks.
+
+    A method of independent parts (nnU-Net's experts) has an attribute `spread: Spread`, which the harness replaces
+    where they can run side by side; its entry says so.
+    """
 
     def fit(self, train: Sequence[Sample], val: Sequence[Sample], run_dir: Path, log: Log) -> FitSummary:
         """Trains on `train`, selects on `val`, keeps what `predict` needs in `run_dir`."""
 
     def predict(self, samples: Iterable[Sample], log: Log) -> Iterator[Prediction]:
         """One prediction per (sample, target), at original resolution, from the target's first prompt."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """How a method is listed and built; what another package offers as an entry point of `boltzbench.methods`.
+
+    `label` stands in tables; `trained` is False for a floor without gradient steps; `source` is its origin.
+    """
+
+    label: str
+    build: Callable[[RunSpec], Method]
+    source: str
+    trained: bool = True
+    uses_backbone: bool = True  # a Segmenter on the shared backbone, trained by the shared recipe
+    spreads: bool = False  # its parts take the cores and GPUs; the trial itself only waits for them
+    check: Callable[[Splits], None] | None = None  # raises UserError for data that it cannot be trained on
+    # tries a file of the method's own published weights (`bench run --weights METHOD=FILE`) on the model of a spec;
+    # raises models.checkpoints.CheckpointError where it does not fit. None: there are no such files
+    loads: Callable[[RunSpec, Path], LoadReport] | None = None
+    needs_weights: bool = False  # it is not trained here: without such a file it is not run
+    package: str = "boltzbench"  # that it is from, with its version where it is another; filled when it is found
+
+
+def build_in(module: str) -> Callable[[RunSpec], Method]:
+    """For an entry: the function `build(spec)` of a module, which is imported when something is built."""
+    return lambda spec: importlib.import_module(module).build(spec)
 
 
 class Segmenter(Protocol):

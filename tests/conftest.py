@@ -66,6 +66,12 @@ def write_layout(root: Path, split: str, items: list[tuple[str, str, np.ndarray,
     (root / f"{split}.json").write_text(json.dumps(content))
 
 
+@pytest.fixture(scope="session")
+def layout():
+    """`write_layout`, for data sets of a test's own."""
+    return write_layout
+
+
 def write_toy(root: Path) -> Path:
     """Bright squares ("block") and dark discs ("dark disc") anywhere on noise: 5 + 2 patients of 2 slices."""
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
-from bench.records import READABLE_VERSIONS, RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
+from bench.records import ADDED_COLUMNS, READABLE_VERSIONS, RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
 from bench.runlog import RunLog
 from bench.spec import RunSpec, Weights, flatten
 
@@ -47,7 +47,7 @@ def is_finished(spec: RunSpec, run_dir: Path) -> bool:
         pq.read_schema(run_dir / "predictions.parquet")
     except (OSError, KeyError, pa.ArrowException):
         return False
-    return columns | {"dice"} == set(RECORD_COLUMNS) and versions <= set(READABLE_VERSIONS)
+    return columns | set(ADDED_COLUMNS) == set(RECORD_COLUMNS) and versions <= set(READABLE_VERSIONS)
 
 
 def execute(
@@ -145,12 +145,13 @@ def collect(spec: RunSpec, splits: Splits, predictions: Iterable[Prediction]) ->
     Raises RuntimeError where a target is left out, answered twice or has a mask of another size.
     """
     from bench.data.dataset import load_mask
-    from bench.metrics import counts
+    from bench.metrics import counts, lesions, surfaces
 
     records, masks = [], []
     for prediction in checked(predictions, splits.test):
         sample, target = prediction.sample, prediction.target
-        tp, fp, fn = (int(count) for count in counts(prediction.mask, load_mask(target.mask_file)))
+        truth = load_mask(target.mask_file)
+        tp, fp, fn = (int(count) for count in counts(prediction.mask, truth))
         ids = {"dataset": sample.dataset, "object": target.object, "image_id": sample.image_id}
         size = {"height": sample.height, "width": sample.width}
         records.append(
@@ -167,6 +168,9 @@ def collect(spec: RunSpec, splits: Splits, predictions: Iterable[Prediction]) ->
                 **{"tp": tp, "fp": fp, "fn": fn, "area_px": tp + fn},
                 **size,
                 "seconds": prediction.seconds,
+                "confidence": prediction.confidence,
+                **surfaces(prediction.mask, truth),
+                **lesions(prediction.mask, truth),
             }
         )
         root = splits.roots[sample.dataset]

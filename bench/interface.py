@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,12 +64,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The mask of one target at the image's original resolution: (height, width) bool, and the seconds it took."""
+    """The mask of one target at the image's original resolution: (height, width) bool, and the seconds it took.
+
+    `confidence` is the mean probability over the mask, the highest of the image where it is empty; NaN where the method
+    has no probabilities.
+    """
 
     sample: Sample
     target: Target
     mask: np.ndarray
     seconds: float
+    confidence: float = math.nan
 
 
 @dataclass

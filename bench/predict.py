@@ -50,6 +50,14 @@ def predict_logits(
         return model(images, list(prompts), image_index, generator=generator, **hooks)
 
 
+def confidences(logits: Tensor) -> list[float]:
+    """Of each mask of (P, h, w) logits the mean probability over its pixels, the highest where it has none."""
+    probabilities = logits.float().sigmoid().flatten(1)
+    inside = probabilities > 0.5
+    mean = (probabilities * inside).sum(1) / inside.sum(1).clamp(min=1)
+    return torch.where(inside.any(1), mean, probabilities.amax(1)).tolist()
+
+
 def predict_samples(
     model: nn.Module, samples: Iterable[Sample], image_size: int, precision: str, seed: int, log: Log
 ) -> Iterator[Prediction]:
@@ -68,6 +76,6 @@ def predict_samples(
         logits = predict_logits(model, square, prompts, precision, generator)
         masks = masks_from_logits(logits, sample.height, sample.width)
         seconds = (time.perf_counter() - start) / len(prompts)
-        for target, mask in zip(sample.targets, masks, strict=True):
-            yield Prediction(sample, target, mask, seconds)
+        for target, mask, confidence in zip(sample.targets, masks, confidences(logits), strict=True):
+            yield Prediction(sample, target, mask, seconds, confidence)
         log.progress("predict", done + 1, len(samples))

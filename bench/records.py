@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 is 2 without `dice`
+READABLE_VERSIONS = (1, 2)  # 1 has none of ADDED_COLUMNS
 
 # column -> dtype. Ids first, then counts in pixels of the original image.
 RECORD_COLUMNS = {
@@ -40,7 +40,17 @@ RECORD_COLUMNS = {
     "height": "int32",
     "width": "int32",
     "seconds": "float64",  # prediction of this prompt, image features shared among the image's prompts
+    "confidence": "float64",  # mean probability over the mask, the highest where it is empty; null where there is none
+    "nsd_1": "float64",  # 0..1; these and hd95 (px) as in bench.metrics.surfaces, null where not defined
+    "nsd_2": "float64",
+    "nsd_4": "float64",
+    "hd95": "float64",
+    "lesions": "Int32",  # connected parts of the truth, and how many are touched; null where only a Dice was published
+    "found": "Int32",
+    "detections": "Int32",  # connected parts of the prediction, and how many touch the truth
+    "hits": "Int32",
 }
+ADDED_COLUMNS = ("dice", "confidence", "nsd_1", "nsd_2", "nsd_4", "hd95", "lesions", "found", "detections", "hits")
 
 
 def write_table(rows: Sequence[dict] | pd.DataFrame, path: Path, columns: dict[str, str] | None = None) -> None:

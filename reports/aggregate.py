@@ -44,28 +44,40 @@ def record_dice(records: pd.DataFrame) -> np.ndarray:
     return np.where(records["tp"].isna(), 100 * records["dice"], counted)
 
 
+def misses(records: pd.DataFrame) -> np.ndarray:
+    """(n,) 1 where no pixel of the target was found, else 0; NaN where there is no target, or no counts."""
+    tp = records["tp"].to_numpy(dtype=np.float64)
+    known = ~np.isnan(tp) & (records["area_px"].to_numpy() > 0)
+    return np.where(known, tp == 0, np.nan)
+
+
 def score(records: pd.DataFrame, grid: Grid) -> Scores:
     """Dice of every case and row of the grid. Seeds are averaged case by case, before anything else."""
-    shape = (len(grid.cases), len(grid.rows))
-    place = grid.case_code * shape[1] + grid.row_code
     dice = record_dice(records)
-    valid = ~np.isnan(dice)
-
-    def per_cell(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(place, weights, minlength=shape[0] * shape[1]).reshape(shape)
-
-    mean = _ratio(per_cell(np.where(valid, dice, 0.0)), per_cell(valid.astype(np.float64)))
     cases = grid.cases.assign(area_pct=area_percent(*(grid.cases[name] for name in ("area_px", "height", "width"))))
     seconds = records["seconds"].to_numpy(dtype=np.float64)
+    rows = len(grid.rows)
     timed = ~np.isnan(seconds)
+    total = np.bincount(grid.row_code, np.where(timed, seconds, 0.0), minlength=rows)
     return Scores(
         cases=cases,
-        dice=np.where(grid.present, mean, np.nan),
+        dice=per_case(dice, grid),
         present=grid.present,
-        complete=grid.present.all(axis=0) & (set(grid.cases["dataset"]) == set(grid.datasets)) & (shape[0] > 0),
-        seconds=_ratio(per_cell(np.where(timed, seconds, 0.0)).sum(axis=0), per_cell(timed * 1.0).sum(axis=0)),
-        both_empty=per_cell(~valid * 1.0).sum(axis=0).astype(np.int64),
+        complete=grid.present.all(axis=0) & (set(grid.cases["dataset"]) == set(grid.datasets)) & (len(cases) > 0),
+        seconds=_ratio(total, np.bincount(grid.row_code, timed * 1.0, minlength=rows)),
+        both_empty=np.bincount(grid.row_code, np.isnan(dice) * 1.0, minlength=rows).astype(np.int64),
     )
+
+
+def per_case(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """(n,) a number per record -> (C, R) its mean over the seeds that have it, NaN where none has and in a gap."""
+    values = np.asarray(values, dtype=np.float64)
+    shape = (len(grid.cases), len(grid.rows))
+    place = grid.case_code * shape[1] + grid.row_code
+    valid = ~np.isnan(values)
+    total = np.bincount(place, np.where(valid, values, 0.0), minlength=shape[0] * shape[1])
+    mean = _ratio(total, np.bincount(place, valid * 1.0, minlength=shape[0] * shape[1]))
+    return np.where(grid.present, mean.reshape(shape), np.nan)
 
 
 def dataset_means(scores: Scores, datasets: tuple[str, ...]) -> np.ndarray:

@@ -30,6 +30,7 @@ from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
 from reports.load import SuiteResults, load_suite
+from reports.quality import detection_table, quality_table
 from reports.sampling import sampling_png, suite_rows
 from reports.significance import Ranking, patient_means, ranking
 from reports.significance_tables import difference_table, rank_table, seed_table
@@ -39,7 +40,8 @@ from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdo
 
 FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 LATEX_TABLES = ("main_table", "by_size")
-COMPARING = ("main_table", "by_size", "differences", "ranks", "seeds", "per_object", "cost")  # methods with each other
+# tables that compare methods with each other
+COMPARING = ("main_table", "by_size", "differences", "ranks", "seeds", "per_object", "quality", "detection", "cost")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         rank_table(results, grid, bootstrap, order),
         seed_table(results, grid, scores, bootstrap),
         object_table(results, grid, scores),
+        *filter(None, (quality_table(results, grid, scores), detection_table(results, grid))),
         size_table(results, scores),
         cost_table(results, grid),
         fairness_table(results, grid),

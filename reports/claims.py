@@ -21,7 +21,7 @@ import pandas as pd
 
 from bench.errors import UserError
 from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
-from reports.aggregate import score
+from reports.aggregate import misses, per_case, score
 from reports.grid import check_grid
 from reports.load import SuiteResults, load_suite
 from reports.statistics import LEVEL, Bootstrap, cluster_bootstrap
@@ -214,13 +214,8 @@ def _misses(suite: SuiteResults) -> Measured | None:
     scores = score(part.records, grid)
     if len(grid.rows) == 0 or not scores.complete[0] or part.records["tp"].isna().any():
         return None
-    first = grid.row_code == 0
-    missed = np.bincount(grid.case_code[first], (part.records["tp"] == 0)[first], minlength=len(grid.cases))
-    count = np.bincount(grid.case_code[first], minlength=len(grid.cases))
-    shares = 100 * missed / np.maximum(count, 1)
-    there = (scores.cases["area_px"] > 0).to_numpy()
-    as_scores = replace(scores, dice=np.where(there, shares, np.nan)[:, None], complete=scores.complete[:1])
-    bootstrap = cluster_bootstrap(as_scores, members(scores.cases["area_pct"], (ALL,)))
+    missed = per_case(100 * misses(part.records), grid)
+    bootstrap = cluster_bootstrap(replace(scores, dice=missed), members(scores.cases["area_pct"], (ALL,)))
     return _interval(bootstrap.estimate[0, 0], bootstrap.draws[:, 0, 0], bootstrap)
 
 

@@ -14,14 +14,15 @@ from pydantic import ValidationError
 
 from bench.atomic import read_json
 from bench.errors import UserError
-from bench.records import READABLE_VERSIONS, RECORD_COLUMNS
+from bench.records import ADDED_COLUMNS, READABLE_VERSIONS, RECORD_COLUMNS
 from bench.spec import Origin, RunSpec, folder_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 COUNTS = ("tp", "fp", "fn")
-FRAME_COLUMNS = RECORD_COLUMNS | dict.fromkeys(COUNTS, "float64")  # of records in memory: NaN where there are none
+NUMBERS = (*COUNTS, *ADDED_COLUMNS)
+FRAME_COLUMNS = RECORD_COLUMNS | dict.fromkeys(NUMBERS, "float64")  # of records in memory: NaN where there are none
 STATES = ("finished", "failed", "running", "interrupted", "left out")
 _VERSIONS = " and ".join(map(str, READABLE_VERSIONS))
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
@@ -196,7 +197,7 @@ def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
         records = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise _rerun(path, f"cannot be read ({_first_line(error)})") from error
-    lacking = [name for name in RECORD_COLUMNS if name not in records and name != "dice"]
+    lacking = [name for name in RECORD_COLUMNS if name not in records and name not in ADDED_COLUMNS]
     if lacking:
         raise _rerun(path, f"lacks the columns {', '.join(lacking)}")
     if unknown := set(records["schema_version"]) - set(READABLE_VERSIONS):
@@ -214,7 +215,7 @@ def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
             found = other.iloc[0] if len(other) else "empty"
             raise _rerun(path, f"has {name} {found}, expected {value}")
     published = run.origin is not None and run.origin.kind == "published"
-    may_be_empty = ("seconds", "dice", *(COUNTS if published else ()))
+    may_be_empty = ("seconds", *ADDED_COLUMNS, *(COUNTS if published else ()))
     holes = [name for name in RECORD_COLUMNS if name not in may_be_empty and records[name].isna().any()]
     if holes:
         raise _rerun(path, f"has empty values in {', '.join(holes)}")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bench.metrics import lesions, surfaces
 from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
 from bench.spec import RunSpec
 from reports.aggregate import Scores, score
@@ -104,7 +105,9 @@ def write_run(suite: Path, spec: RunSpec, targets: list[dict], shift: float, siz
         hashes = {"schema_version": SCHEMA_VERSION, "spec_hash": spec.hash, "split_hash": spec.split_hash}
         counts = {"tp": tp, "fp": fp, "fn": fn, "area_px": tp + fn, "seconds": 0.01 * (1 + shift)}
         who = {"patient": target["patient"], "prompt": f"{target['object']} in {target['dataset']}"}
-        records.append({**hashes, **run, **ids, **who, **counts, **shape})
+        sure = {} if spec.method == "nnunet" else {"confidence": 0.9 / (1 + shift)}
+        records.append({**hashes, **run, **ids, **who, **counts, **shape, **sure, **surfaces(mask, truth)})
+        records[-1] |= lesions(mask, truth)
         files = {"image_file": target["image_file"], "mask_file": target["mask_file"]}
         predictions.append({**ids, **files, **shape, "runs": encode_mask(mask)})
     write_table(records, folder / "records.parquet", RECORD_COLUMNS)
@@ -185,7 +188,8 @@ def frame_of(rows: list[dict]) -> pd.DataFrame:
     defaults |= {"height": 100, "width": 100, "seconds": 0.1}
     full = [{**defaults, **row} for row in rows]
     full = [{"area_px": row["tp"] + row["fn"], **row} for row in full]
-    return pd.DataFrame(full)[list(FRAME_COLUMNS)].astype(FRAME_COLUMNS) if full else empty_records()
+    frame = pd.DataFrame(full).reindex(columns=list(FRAME_COLUMNS))
+    return frame.astype(FRAME_COLUMNS) if full else empty_records()
 
 
 def scores_of(records: pd.DataFrame, datasets: tuple[str, ...] = ()) -> tuple[Grid, Scores]:

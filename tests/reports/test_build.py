@@ -13,7 +13,7 @@ from reports.build import build_report
 from reports.load import load_suite
 
 FILES = {
-    "claims.md", "claims.csv", "dice_vs_cost.png",
+    "claims.md", "claims.csv", "dice_vs_cost.png", "quality.md", "quality.csv", "detection.md", "detection.csv",
     "main_table.md", "main_table.csv", "main_table.tex", "by_size.md", "by_size.csv", "by_size.tex",
     "object_sizes.md", "object_sizes.csv", "per_object.md", "per_object.csv", "differences.md",
     "differences.csv", "cost.md", "cost.csv", "fairness.md", "fairness.csv",

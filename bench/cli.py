@@ -162,26 +162,43 @@ def run(
 @app.command()
 def report(
     name: Annotated[str, typer.Argument(help="Name under the runs folder, or a folder.", metavar="NAME|DIR")],
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Another run on the same split: what changed from NAME to it.", metavar="NAME|DIR"),
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write tables and figures again from the records, and print the Dice table.
 
     \b
-    Example:
+    Examples:
       bench report main
+      bench report main --compare main-of-last-week
     """
     from reports.build import build_report
+    from reports.compare import compare as compare_folders
     from reports.tables import to_rich
 
+    folder = _suite_folder(name, runs_dir)
+    console = terminal_console()
+    if compare is not None:
+        table, files = compare_folders(folder, _suite_folder(compare, runs_dir))
+        console.print(to_rich(table))
+        console.print(f"report   {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
+        return
+    built = build_report(folder)
+    console.print(to_rich(built.main))
+    console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
+
+
+def _suite_folder(name: str, runs_dir: Path) -> Path:
+    """The suite folder that a user means; UserError with those that there are."""
     folder = runs_dir / name if (runs_dir / name).is_dir() else Path(name)
     if not (folder / "suite.json").exists():
         known = [path.parent.name for path in sorted(runs_dir.glob("*/suite.json"))]
         have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
         raise UserError(f"no suite.json in {folder}: {have}")
-    console = terminal_console()
-    built = build_report(folder)
-    console.print(to_rich(built.main))
-    console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
+    return folder
 
 
 @app.command()

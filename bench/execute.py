@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,9 @@ from bench.spec import RunSpec, Weights, flatten
 if TYPE_CHECKING:
     from bench.data.splits import Splits
     from bench.tracking import Tracker
+
+
+MLFLOW_NAME = re.compile(r"[^\w. -]")  # what may not be in a metric's name
 
 
 def run_state(run_dir: Path) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def _fit_and_predict(
         names = ("records.parquet", "spec.json", "env.json", "model.pt", "location_prior.npz", "nnunet")
         tracker.artifacts(*(run_dir / name for name in names))  # those that the method has left
         tracker.tag(budget=fit.budget, parameters=str(fit.parameters))
-        tracker.log(0, {"test_dice": _mean_dice(records), "train_seconds": fit.train_seconds})
+        tracker.log(0, {**_test_metrics(records), "train_seconds": fit.train_seconds})
     return asdict(fit)
 
 
@@ -271,14 +275,24 @@ def _printing_to(output: Any) -> Iterator[None]:
         yield
 
 
-def _mean_dice(records: Sequence[dict]) -> float:
-    """Mean Dice over all records, in 0..1: for MLflow's run list only; the tables weigh by data set."""
-    import numpy as np
+def _test_metrics(records: Sequence[dict]) -> dict[str, float]:
+    """Mean Dice in 0..1 for MLflow's charts: test_dice over all records, dice/<data set>, dice/small/<data set> and
+    dice/large/<data set>. The tables weigh by data set.
+    """
+    import pandas as pd
 
     from reports.aggregate import dice_percent
+    from reports.strata import LARGE, SMALL, area_percent, members
 
-    tp, fp, fn = (np.array([row[name] for row in records]) for name in ("tp", "fp", "fn"))
-    return float(np.nanmean(dice_percent(tp, fp, fn))) / 100
+    frame = pd.DataFrame(list(records))
+    dice = pd.Series(dice_percent(frame["tp"], frame["fp"], frame["fn"]) / 100)
+    inside = members(area_percent(frame["area_px"], frame["height"], frame["width"]), (SMALL, LARGE))
+    found = {"test_dice": dice.mean()}
+    for prefix, chosen in (("dice", inside.any(axis=1)), ("dice/small", inside[:, 0]), ("dice/large", inside[:, 1])):
+        means = dice[chosen].groupby(frame["dataset"][chosen]).mean()
+        for dataset, mean in means.items():
+            found[f"{prefix}/{MLFLOW_NAME.sub('_', dataset)}"] = mean
+    return {name: float(value) for name, value in found.items() if value == value}
 
 
 def _relative(file: Path, root: Path) -> str:

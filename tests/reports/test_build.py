@@ -91,6 +91,16 @@ def test_gaps_are_shown_and_never_averaged(suite, build):
     assert table.loc["nnU-Net", "average"] > 0
 
 
+def test_a_run_that_was_left_out_has_a_row_and_the_reason(suite, build):
+    (run_folder(suite, "sam") / "records.parquet").unlink()
+    build.change(run_folder(suite, "sam") / "status.json", state="left out", error="no weights: give them", fit=None)
+    report = build_report(suite)
+    row = report.frame.set_index("method").loc["SAM+Hiera-XT"]
+    assert set(row[["average", *DATASETS, "budget"]]) == {"-"}
+    assert len(report.gaps) == 1 and "SAM+Hiera-XT, seed 0: no weights: give them (missing: " in report.gaps[0]
+    assert report.gaps[0] in report.html.read_text()
+
+
 def test_a_suite_of_which_nothing_has_run(suite):
     for method in ("boltzformer", "sam", "nnunet"):
         shutil.rmtree(run_folder(suite, method))

@@ -22,6 +22,7 @@ from experiments.costs import (
     UNKNOWN,
     NnunetCost,
     PlainCost,
+    PretrainedCost,
     TrainedCost,
 )
 
@@ -37,6 +38,7 @@ class Workload:
 
     train_images: int
     val_images: int
+    test_images: int
     test_prompts: int
     experts: dict[tuple[str, str], int]
     image_size: float  # px, side of a square of the mean image's area
@@ -52,6 +54,7 @@ def workload_of(splits: Splits) -> Workload:
     return Workload(
         train_images=len(splits.train),
         val_images=len(splits.val),
+        test_images=len(splits.test),
         test_prompts=sum(len(sample.targets) for sample in splits.test),
         experts=experts,
         image_size=(sum(s.height * s.width for s in splits.train) / len(splits.train)) ** 0.5,
@@ -68,6 +71,7 @@ def phantom_workload(size: PhantomSize, objects: dict[str, tuple[str, ...]], val
     return Workload(
         train_images=kept * len(objects),
         val_images=(train - kept) * len(objects),
+        test_images=test * len(objects),
         test_prompts=sum(test * len(names) for names in objects.values()),
         experts={(dataset, name): kept for dataset, names in objects.items() for name in names},
         image_size=size.image_size,
@@ -83,6 +87,9 @@ def estimate(spec: RunSpec, splits: Splits | Workload, hardware: Hardware) -> fl
         return _nnunet_seconds(spec, work, cost, speed)
     if isinstance(cost, TrainedCost) and spec.recipe is not None:
         return _trained_seconds(spec, work, cost, speed)
+    if isinstance(cost, PretrainedCost):
+        seconds = cost.predict_image * work.test_images + cost.predict_prompt * work.test_prompts
+        return cost.startup + seconds * speed
     plain = cost if isinstance(cost, PlainCost) else PlainCost(cost.startup, 0.0, cost.predict_prompt)
     area = _area(work.image_size)
     return plain.startup + area * (plain.train_image * work.train_images + plain.predict_prompt * work.test_prompts)
@@ -102,13 +109,26 @@ def _trained_seconds(spec: RunSpec, work: Workload, cost: TrainedCost, speed: fl
 def _nnunet_seconds(spec: RunSpec, work: Workload, cost: NnunetCost, speed: float) -> float:
     budget = spec.nnunet
     patch = min(budget.patch_size or work.image_size, work.image_size)
-    iterations = len(work.experts) * budget.epochs * budget.iterations_per_epoch
+    images = _images_of_models(spec, work)
+    iterations = len(images) * budget.epochs * budget.iterations_per_epoch
     # nnU-Net's own batch for a 2D plan of this size is about a dozen
     train = cost.train_patch * iterations * (budget.batch_size or 12) * _area(patch) * speed
     area = _area(work.image_size)
-    prepare = cost.prepare_image * sum(work.experts.values()) * area
+    prepare = cost.prepare_image * sum(images) * area
     predict = cost.predict_prompt * work.test_prompts * area * speed
-    return cost.startup + cost.expert_startup * len(work.experts) + prepare + train + predict
+    return cost.startup + cost.expert_startup * len(images) + prepare + train + predict
+
+
+def _images_of_models(spec: RunSpec, work: Workload) -> list[int]:
+    """The training images of each of nnU-Net's models. Of a multi-class one, those of its most frequent object: at
+    least so many.
+    """
+    if spec.method != "nnunet_multiclass":
+        return list(work.experts.values())
+    images: dict[str, int] = {}
+    for (dataset, _), count in work.experts.items():
+        images[dataset] = max(images.get(dataset, 0), count)
+    return list(images.values())
 
 
 def _area(side: float) -> float:
@@ -139,10 +159,15 @@ def longest_first(specs: Sequence[RunSpec], splits: Splits | Workload, hardware:
 
 
 def estimate_suite(specs: Sequence[RunSpec], splits: Splits | Workload, profile: Profile, hardware: Hardware) -> float:
-    """Wall seconds for all trials on the profile's lanes, longest first."""
+    """Wall seconds for all trials on the profile's lanes, longest first; nnU-Net's experts spread over them."""
     work = splits if isinstance(splits, Workload) else workload_of(splits)
-    seconds = sorted((estimate(spec, work, hardware) for spec in specs), reverse=True)
-    return schedule(seconds, lanes(profile, hardware))
+    count = lanes(profile, hardware)
+    jobs = []
+    for spec in specs:
+        spreads = isinstance(COSTS.get(spec.method), NnunetCost)
+        shares = min(count, len(_images_of_models(spec, work))) if spreads else 1
+        jobs += [estimate(spec, work, hardware) / shares] * shares
+    return schedule(sorted(jobs, reverse=True), count)
 
 
 def format_seconds(seconds: float) -> str:

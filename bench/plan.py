@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from bench.estimate import (
     phantom_workload,
     workload_of,
 )
-from bench.spec import Profile, RunSpec, Suite, Weights, sha256_of
+from bench.spec import Profile, RunSpec, Suite
+from bench.weights import WeightsFile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +50,7 @@ class Request:
     name: str | None = None
     runs_dir: Path = Path("runs")
     backbone_weights: str | None = None  # a file, or a name on the hub
+    weights: tuple[str, ...] = ()  # METHOD=FILE or METHOD=NAME, published weights of the method itself
     splits: Path | None = None  # a splits.json, which names the data sets too
     ablations: tuple[str, ...] = ()  # of BoltzFormer instead of the suite's methods; `suite` then is the scale
     values: tuple[str, ...] | None = None  # of the one ablation
@@ -63,6 +65,8 @@ class Request:
             words += ["--suite", self.suite] if self.suite != "main" else []
         for folder in self.data:
             words += ["--data", str(folder)]
+        for weights in self.weights:
+            words += ["--weights", weights]
         lists = {"--methods": self.methods, "--backbones": self.backbones, "--seeds": self.seeds}
         texts = {"--profile": self.profile, "--name": self.name, "--backbone-weights": self.backbone_weights}
         texts["--splits"] = str(self.splits) if self.splits is not None else None
@@ -90,15 +94,6 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class WeightsFile:
-    """Published weights that were found to fit: what a spec keeps of them, where they are, what they do in words."""
-
-    weights: Weights
-    path: Path
-    summary: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """A choice with its data: what will be run, and where. `splits` is None while the phantom is not
     generated.
@@ -111,6 +106,7 @@ class Plan:
     specs: tuple[RunSpec, ...]  # in the tables' order
     ablations: dict[str, dict[str, str]]  # name -> value as shown -> row (RunSpec.row)
     weights: WeightsFile | None = None
+    own_weights: dict[str, WeightsFile] = field(default_factory=dict)  # by method
 
     @property
     def split_hash(self) -> str:
@@ -190,44 +186,12 @@ def _pick(
     )
 
 
-def find_weights(name: str, choice: Choice) -> WeightsFile:
-    """The published weights `name` (a file, or a name on the hub), tried on every decoder and backbone of the choice.
-
-    The decoders are built without storage, so that this takes seconds. UserError where they are not to be had, cannot
-    be read, or do not fit.
-    """
-    import torch
-
-    from bench.methods import METHODS, make_spec
-    from models.checkpoints import SHARED, CheckpointError, locate, match, read_checkpoint
-
-    methods = [method for method in choice.methods if METHODS[method].uses_backbone]
-    if not methods:
-        raise UserError(f"--backbone-weights: {', '.join(choice.methods)} would not use it: leave it out")
-    try:
-        path = locate(name)
-        tensors = read_checkpoint(path)
-    except CheckpointError as error:
-        raise UserError(f"--backbone-weights: {error}") from None
-    reports, misfits = [], []
-    for backbone in choice.backbones:
-        try:
-            for method in methods:
-                spec = make_spec(choice.suite, choice.profile, method, backbone, 0, NOT_YET)
-                with torch.device("meta"):
-                    model = METHODS[method].build(spec).build()
-                reports.append(match(model, tensors, path.name, SHARED)[1])
-        except CheckpointError as error:
-            misfits.append(f"for {backbone} at profile {choice.profile.name}, {error}")
-    if misfits:
-        raise UserError(f"--backbone-weights: {'; '.join(misfits)} (--backbones and --profile choose the model)")
-    fullest = max(reports, key=lambda report: report.parameters)  # not every decoder reads the finest features
-    weights = Weights(file=path.name, sha256=sha256_of(path), parts=fullest.filled)
-    return WeightsFile(weights, path, str(fullest))
-
-
 def make_plan(
-    choice: Choice, request: Request, datasets: Sequence[Dataset] | None, weights: WeightsFile | None = None
+    choice: Choice,
+    request: Request,
+    datasets: Sequence[Dataset] | None,
+    weights: WeightsFile | None = None,
+    own_weights: dict[str, WeightsFile] | None = None,
 ) -> Plan:
     """Splits the data sets and lists the trials; `datasets` None is a phantom that is not generated yet."""
     from bench.data.splits import load_splits, make_splits
@@ -245,8 +209,18 @@ def make_plan(
     else:
         work = workload_of(splits)
     split_hash = NOT_YET if splits is None else splits.hash
+    own_weights = own_weights or {}
     specs = [
-        make_spec(choice.suite, choice.profile, method, backbone, seed, split_hash, weights and weights.weights)
+        make_spec(
+            choice.suite,
+            choice.profile,
+            method,
+            backbone,
+            seed,
+            split_hash,
+            weights and weights.weights,
+            own_weights[method].weights if method in own_weights else None,
+        )
         for method in choice.methods
         for backbone in (choice.backbones if METHODS[method].uses_backbone else ("-",))
         for seed in choice.seeds
@@ -258,7 +232,8 @@ def make_plan(
     if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
         raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
     specs, ablations = _with_variants(specs, request)
-    return Plan(choice, (request.runs_dir / name).resolve(), splits, work, tuple(specs), ablations, weights)
+    folder = (request.runs_dir / name).resolve()
+    return Plan(choice, folder, splits, work, tuple(specs), ablations, weights, own_weights)
 
 
 def _with_variants(specs: Sequence[RunSpec], request: Request) -> tuple[list[RunSpec], dict[str, dict[str, str]]]:
@@ -294,6 +269,10 @@ def _phantom_objects(profile: Profile) -> dict[str, tuple[str, ...]]:
 
 def budget(spec: RunSpec, work: Workload) -> str:
     """What a trial is given, in words."""
+    from bench.methods import METHODS
+
+    if METHODS[spec.method].needs_weights:
+        return "pre-trained, not trained here"
     if spec.recipe is not None:
         recipe = spec.recipe
         return f"{recipe.steps} steps x {recipe.batch_images} images, {recipe.image_size} px"
@@ -309,8 +288,11 @@ def budget(spec: RunSpec, work: Workload) -> str:
 
 def show_first(plan: Plan, console: Console) -> None:
     """What is known before the phantom is generated: the profile, why, and how long all of it takes."""
+    from bench.methods import why_not_run
+
     choice = plan.choice
-    seconds = estimate_suite(plan.specs, plan.work, choice.profile, choice.hardware)
+    todo = [spec for spec in plan.specs if not why_not_run(spec)]
+    seconds = estimate_suite(todo, plan.work, choice.profile, choice.hardware)
     console.print(
         f"profile {choice.profile.name} ({choice.reason}): about {format_seconds(seconds)} (estimate); "
         "first the phantom is generated",
@@ -325,12 +307,16 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     from rich import box
     from rich.table import Table
 
+    from bench.methods import why_not_run
+
     choice = plan.choice
     console.print(f"[bold]{choice.suite.title}[/] (suite {choice.suite.name})", highlight=False)
     console.print(f"profile  {choice.profile.name}: {choice.profile.title} ({choice.reason})", highlight=False)
     console.print(f"machine  {choice.hardware}", highlight=False)
     if plan.weights is not None:
         console.print(f"weights  {plan.weights.summary}", highlight=False, markup=False)
+    for method, file in plan.own_weights.items():
+        console.print(f"weights  of {method}: {file.summary}", highlight=False, markup=False)
     if choice.profile.gpus_per_trial and not choice.hardware.gpus:
         console.print("[yellow]this profile is meant for GPUs and none is here: it will be very slow[/]")
     if plan.splits is None:
@@ -351,8 +337,12 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     for spec in plan.specs:
         seconds = estimate(spec, plan.work, choice.hardware)
         note = format_seconds(seconds) if spec.run_id in waiting else "finished"
+        note = "-" if why_not_run(spec) else note
         table.add_row(spec.row, spec.backbone, str(spec.seed), budget(spec, plan.work), note)
     console.print(table)
+    for spec in plan.specs:
+        if reason := why_not_run(spec):
+            console.print(f"not run  {spec.run_id}: {reason}", highlight=False, markup=False)
     count = lanes(choice.profile, choice.hardware)
     total = estimate_suite(todo, plan.work, choice.profile, choice.hardware)
     console.print(

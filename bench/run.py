@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def dry_run(request: Request, console: Console) -> int:
     plan = make_plan(choice, request, _load(request, folders) if folders else None, weights, own_weights)
     if folders:
         check_folder(plan, request.runs_dir)
+    plan = _with_kept(plan)
     show(plan, console, missing(plan))
     written = "only the copy of remote data" if any(map(is_url, request.data)) else "nothing"
     console.print(f"dry run: nothing was trained and {written} written", highlight=False)
@@ -74,6 +76,7 @@ def run(request: Request, console: Console) -> int:
     datasets = _load(request, choice.folders or _phantom(request, choice, console))
     plan = make_plan(choice, request, datasets, weights, own_weights)
     check_folder(plan, request.runs_dir)
+    plan = _with_kept(plan)
     with locked(plan.folder):
         todo = missing(plan)
         show(plan, console, todo)
@@ -198,11 +201,10 @@ def _ablations(plan: Plan, rows: set[str]) -> dict[str, dict[str, str]]:
 def _with_earlier(plan: Plan) -> list[RunSpec]:
     """This plan's trials and, in the tables' order, those that an earlier `--methods a,b` left in the folder.
 
-    An earlier run of another recipe, model or budget than the profile has now is left out: one table, one recipe. One
-    from a method's own weights stays where this plan has none to run the method with.
+    An earlier run of another recipe, model or budget than the profile has now is left out: one table, one recipe.
     """
     from bench.ablate import variant_now
-    from bench.methods import METHODS, make_spec, why_not_run
+    from bench.methods import METHODS, make_spec
     from experiments.ablations import ABLATIONS
 
     def now(spec: RunSpec) -> RunSpec | None:
@@ -222,16 +224,9 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
         return ablation and variant_now(spec, ablation, base)
 
     specs = {(spec.row, spec.backbone, spec.seed): spec for spec in plan.specs}
-    file = plan.folder / "suite.json"
-    for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
-        try:
-            spec = RunSpec.model_validate_json((plan.folder / run_id / "spec.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if spec == now(spec) and spec.run_id == run_id:
-            place_of = (spec.row, spec.backbone, spec.seed)
-            if place_of not in specs or why_not_run(specs[place_of]):
-                specs[place_of] = spec
+    for spec in _earlier(plan.folder):
+        if spec == now(spec):
+            specs.setdefault((spec.row, spec.backbone, spec.seed), spec)
     methods, backbones = plan.choice.suite.methods, plan.choice.profile.backbones
 
     def place(names: Sequence[str], name: str) -> int:
@@ -241,6 +236,29 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
         specs.values(),
         key=lambda spec: (place(methods, spec.method), place(backbones, spec.backbone), spec.seed),
     )
+
+
+def _earlier(folder: Path) -> Iterator[RunSpec]:
+    """The specs of the runs that suite.json lists, as far as they can be read."""
+    file = folder / "suite.json"
+    for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
+        try:
+            spec = RunSpec.model_validate_json((folder / run_id / "spec.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if spec.run_id == run_id:
+            yield spec
+
+
+def _with_kept(plan: Plan) -> Plan:
+    """The plan, where a trial that there is nothing to run for is the finished one of an earlier --weights."""
+    kept = {
+        spec.model_copy(update={"own_weights": None}): spec
+        for spec in _earlier(plan.folder)
+        if spec.own_weights is not None and is_finished(spec, plan.folder / spec.run_id)
+    }
+    without = left_out(plan)
+    return replace(plan, specs=tuple(kept.get(spec, spec) if spec in without else spec for spec in plan.specs))
 
 
 @contextlib.contextmanager
@@ -411,6 +429,8 @@ def _report(plan: Plan, console: Console, parent: Tracker | None) -> None:
     report = build_report(plan.folder)
     for table in [report.ablations[name] for name in plan.ablations if name in report.ablations] or [report.main]:
         console.print(to_rich(table))
+    for spec, reason in left_out(plan).items():
+        console.print(f"not run  {spec.run_id}: {reason}", highlight=False, markup=False)
     console.print(f"report   {report.html}", highlight=False, soft_wrap=True)
     if parent is not None:
         parent.artifacts(plan.folder / "report", plan.folder / "suite.json", plan.folder / "splits.json")

@@ -26,7 +26,7 @@ class TrainedCost:
 
 @dataclass(frozen=True)
 class NnunetCost:
-    """nnU-Net: one expert per (data set, object)."""
+    """nnU-Net: one expert per (data set, object), or one multi-class model per data set."""
 
     startup: float  # s: imports and the first plan
     expert_startup: float  # s per expert: process, network, plan
@@ -44,12 +44,30 @@ class PlainCost:
     predict_prompt: float  # s per (image, prompt)
 
 
-COSTS: dict[str, TrainedCost | NnunetCost | PlainCost] = {
+@dataclass(frozen=True)
+class PretrainedCost:
+    """A pre-trained model that is only evaluated, at an image size of its own whatever the images'."""
+
+    startup: float  # s: imports, reading the weights, measuring what a prompt costs
+    predict_image: float  # s per test image
+    predict_prompt: float  # s per (image, prompt)
+
+
+NNUNET = NnunetCost(startup=15, expert_startup=2, prepare_image=0.01, train_patch=0.33, predict_prompt=0.15)
+COSTS: dict[str, TrainedCost | NnunetCost | PretrainedCost | PlainCost] = {
     "boltzformer": TrainedCost(startup=15, train_image=0.065, validate_image=0.04, predict_prompt=0.02),
-    "sam": TrainedCost(startup=15, train_image=0.058, validate_image=0.035, predict_prompt=0.02),
+    "sam": TrainedCost(startup=15, train_image=0.125, validate_image=0.06, predict_prompt=0.025),
+    "sam_pooled": TrainedCost(startup=15, train_image=0.115, validate_image=0.06, predict_prompt=0.025),
+    "sam_multimask": TrainedCost(startup=15, train_image=0.13, validate_image=0.06, predict_prompt=0.025),
     "sam2": TrainedCost(startup=15, train_image=0.08, validate_image=0.05, predict_prompt=0.025),
+    "sam2_pooled": TrainedCost(startup=15, train_image=0.077, validate_image=0.05, predict_prompt=0.025),
+    "sam2_multimask": TrainedCost(startup=15, train_image=0.09, validate_image=0.05, predict_prompt=0.025),
     "seem": TrainedCost(startup=15, train_image=0.062, validate_image=0.04, predict_prompt=0.02),
-    "nnunet": NnunetCost(startup=15, expert_startup=2, prepare_image=0.01, train_patch=0.33, predict_prompt=0.15),
+    "mask2former": TrainedCost(startup=15, train_image=0.19, validate_image=0.09, predict_prompt=0.045),
+    "full_attention": TrainedCost(startup=15, train_image=0.062, validate_image=0.04, predict_prompt=0.02),
+    "nnunet": NNUNET,
+    "nnunet_multiclass": NNUNET,
+    "biomedparse": PretrainedCost(startup=170, predict_image=9, predict_prompt=0.4),
     "location_prior": PlainCost(startup=2, train_image=0.003, predict_prompt=0.001),
 }
 UNKNOWN = TrainedCost(startup=15, train_image=0.06, validate_image=0.03, predict_prompt=0.02)

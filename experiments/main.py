@@ -10,6 +10,6 @@ from bench.spec import Suite
 SUITE = Suite(
     name="main",
     title="Text-prompted decoders on identical splits",
-    methods=("location_prior", "nnunet", "sam", "sam2", "seem", "boltzformer"),
+    methods=("location_prior", "nnunet", "biomedparse", "sam", "sam2", "seem", "boltzformer"),
     reference="boltzformer",
 )

@@ -92,6 +92,8 @@ GPU = Profile(
     phantom=PhantomSize(image_size=512, patients=400, test_patients=100, slices=4),
     cpus_per_trial=8,
     gpus_per_trial=1,
+    cpus_per_expert=4,
+    gpus_per_expert=0.5,  # nnU-Net plans for 8 GiB
 )
 
 # Table 9 counts 41,000 test masks; 12 x 32 images a step and 40 epochs are about 9,000 steps.
@@ -114,6 +116,8 @@ PAPER = Profile(
     phantom=PhantomSize(image_size=1024, patients=2000, test_patients=400, slices=6),
     cpus_per_trial=8,
     gpus_per_trial=1,
+    cpus_per_expert=4,
+    gpus_per_expert=0.5,  # nnU-Net plans for 8 GiB
 )
 
 PROFILES: dict[str, Profile] = {p.name: p for p in (SMOKE, LAPTOP, GPU, PAPER)}

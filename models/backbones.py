@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import timm
 import torch
@@ -120,8 +121,19 @@ def build_backbone(name: str) -> Backbone:
     return BACKBONES[name]()
 
 
-def normalise(images: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) in 0..255 -> ImageNet mean 0 and deviation 1, as the authors' input."""
-    mean = torch.tensor([123.675, 116.28, 103.53], device=images.device).view(1, 3, 1, 1)
-    deviation = torch.tensor([58.395, 57.12, 57.375], device=images.device).view(1, 3, 1, 1)
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Mean and standard deviation of the red, green and blue pixels (0..255) that a backbone was trained on."""
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+IMAGENET = PixelStatistics((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # the authors' input
+
+
+def normalise(images: Tensor, pixels: PixelStatistics = IMAGENET) -> Tensor:
+    """RGB (B, 3, H, W) in 0..255 -> mean 0 and deviation 1 over `pixels`, float32."""
+    mean = torch.tensor(pixels.mean, device=images.device).view(1, 3, 1, 1)
+    deviation = torch.tensor(pixels.deviation, device=images.device).view(1, 3, 1, 1)
     return (images.float() - mean) / deviation

@@ -6,20 +6,19 @@ is not, what no rule knows, and what has another shape is an error that lists al
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.backbones import BACKBONES, build_backbone
+from models.published_names import KINDS, PARTS, Kind
 from models.segmenter import ImageEncoder
 from models.text_encoder import TextEncoder
 
@@ -28,222 +27,12 @@ class CheckpointError(ValueError):
     """A file that is no checkpoint or does not fit the model: one line that names the file, the reason and the fix."""
 
 
-# What a checkpoint may fill, by the names of BoltzFormer's parameters. The first four are every decoder's.
-PARTS = {
-    "backbone": "image_encoder.backbone.trunk.",
-    "neck": "image_encoder.backbone.neck.",
-    "pixel_decoder": "image_encoder.pixel_decoder.",
-    "text_encoder": "text_encoder.",
-    "decoder": "decoder.",
-    "pigma": "pigma.",
-}
-SHARED = ("backbone", "neck", "pixel_decoder", "text_encoder")
-
 # Modules that a model may lack: the neck, levels of a pixel decoder that ends at stride 8 or 16, BoltzFormer's decoder.
 # What a file holds for them is left out knowingly.
 OPTIONAL = re.compile(
     r"image_encoder\.backbone\.neck\.lateral\."
     r"|image_encoder\.pixel_decoder\.(?:(?:laterals|outputs)\.\d+|mask_features)\."
     r"|text_encoder\.|decoder\.|pigma\."
-)
-
-# The file of a hub repository that is meant where only the repository is named.
-HUB_FILES = {
-    "facebook/sam2-hiera-tiny": "sam2_hiera_tiny.pt",
-    "facebook/sam2-hiera-small": "sam2_hiera_small.pt",
-    "facebook/sam2-hiera-base-plus": "sam2_hiera_base_plus.pt",
-    "facebook/sam2.1-hiera-tiny": "sam2.1_hiera_tiny.pt",
-    "facebook/sam2.1-hiera-small": "sam2.1_hiera_small.pt",
-    "facebook/sam2.1-hiera-base-plus": "sam2.1_hiera_base_plus.pt",
-    "timm/sam2_hiera_tiny.fb_r896": "model.safetensors",
-    "timm/sam2_hiera_small.fb_r896": "model.safetensors",
-    "timm/sam2_hiera_base_plus.fb_r896": "model.safetensors",
-    "timm/focalnet_large_fl4.ms_in22k": "model.safetensors",
-    "xdecoder/X-Decoder": "xdecoder_focall_last.pt",
-    "xdecoder/SEEM": "seem_focall_v1.pt",
-}
-HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first answer
-
-
-class Rule(NamedTuple):
-    """`theirs`, a regular expression for a whole name, becomes `ours`; several names share the tensor's rows."""
-
-    theirs: str
-    ours: str | tuple[str, ...]
-    change: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-
-def under(theirs: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The rules with a prefix before both names."""
-
-    def prefixed(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return ours + names if isinstance(names, str) else tuple(ours + name for name in names)
-
-    return tuple(Rule(re.escape(theirs) + rule.theirs, prefixed(rule.ours), rule.change) for rule in rules)
-
-
-def _transposed(weight: Tensor) -> Tensor:
-    return weight.transpose(0, -1)
-
-
-def _as_convolution(weight: Tensor) -> Tensor:
-    return weight[..., None, None]  # a linear layer over channels is a 1 x 1 convolution
-
-
-HIERA = (
-    Rule(r"(blocks\.\d+\.mlp)\.layers\.0\.(.+)", r"\1.fc1.\2"),
-    Rule(r"(blocks\.\d+\.mlp)\.layers\.1\.(.+)", r"\1.fc2.\2"),
-    Rule(r"(.+)", r"\1"),
-)
-
-# SAM 2 counts its neck from the coarsest level
-NECK = tuple(Rule(rf"convs\.{i}\.conv\.(.+)", rf"lateral.{3 - i}.\1") for i in range(4))
-
-FOCAL = (
-    Rule(r"patch_embed\.(.+)", r"trunk.stem.\1"),
-    # theirs reduce at the end of a stage, timm's at the beginning of the next
-    *(Rule(rf"layers\.{i}\.downsample\.(.+)", rf"trunk.layers.{i + 1}.downsample.\1") for i in range(3)),
-    Rule(r"(layers\.\d+\.blocks\.\d+)\.gamma_(\d)", r"trunk.\1.ls\2.gamma"),
-    Rule(r"(layers\.\d+\.blocks\.\d+\.norm\d)\.(.+)", r"trunk.\1_post.\2"),
-    Rule(r"(layers\.\d+\.blocks\.\d+\.(?:modulation\.(?:f|proj)|mlp\.fc\d)\.weight)", r"trunk.\1", _as_convolution),
-    Rule(r"(layers\..+)", r"trunk.\1"),
-    Rule(r"norm(\d\..+)", r"neck.norms.\1"),
-)
-
-PIXEL_DECODER = (
-    Rule(r"input_proj\.(.+)", r"input_projection.\1"),
-    Rule(r"transformer\.encoder\.layers\.(\d+)\.self_attn\.(.+)", r"encoder.\1.attention.\2"),
-    Rule(r"transformer\.encoder\.layers\.(.+)", r"encoder.\1"),
-    Rule(r"layer_4\.weight", r"output32.0.weight"),
-    Rule(r"layer_4\.norm\.(.+)", r"output32.1.\1"),
-    # theirs count from the finest
-    *(Rule(rf"adapter_{n}\.weight", rf"laterals.{3 - n}.0.weight") for n in (1, 2, 3)),
-    *(Rule(rf"adapter_{n}\.norm\.(.+)", rf"laterals.{3 - n}.1.\1") for n in (1, 2, 3)),
-    *(Rule(rf"layer_{n}\.weight", rf"outputs.{3 - n}.0.weight") for n in (1, 2, 3)),
-    *(Rule(rf"layer_{n}\.norm\.(.+)", rf"outputs.{3 - n}.1.\1") for n in (1, 2, 3)),
-    Rule(r"(mask_features\..+)", r"\1"),
-)
-
-TEXT_TRANSFORMER = (
-    Rule(r"(token_embedding\..+)", r"embeddings.\1"),
-    Rule(r"positional_embedding", r"embeddings.position_embedding.weight"),
-    Rule(r"ln_final\.(.+)", r"final_layer_norm.\1"),
-    Rule(
-        r"resblocks\.(\d+)\.attn\.in_proj_(weight|bias)",
-        tuple(rf"encoder.layers.\1.self_attn.{name}_proj.\2" for name in "qkv"),
-    ),
-    Rule(r"resblocks\.(\d+)\.attn\.(.+)", r"encoder.layers.\1.self_attn.\2"),
-    Rule(r"resblocks\.(\d+)\.ln_(\d\..+)", r"encoder.layers.\1.layer_norm\2"),
-    Rule(r"resblocks\.(\d+)\.mlp\.c_fc\.(.+)", r"encoder.layers.\1.mlp.fc1.\2"),
-    Rule(r"resblocks\.(\d+)\.mlp\.c_proj\.(.+)", r"encoder.layers.\1.mlp.fc2.\2"),
-)
-
-DECODER = (
-    Rule(r"query_feat\.(.+)", r"query_content.\1"),
-    Rule(r"query_embed\.(.+)", r"query_position.\1"),
-    Rule(r"level_embed\.(.+)", r"level.\1"),
-    Rule(r"transformer_self_attention_layers\.(\d+)\.self_attn\.(.+)", r"self_attention.\1.attention.\2"),
-    Rule(r"transformer_self_attention_layers\.(\d+\.norm\..+)", r"self_attention.\1"),
-    Rule(
-        r"transformer_cross_attention_layers\.(\d+)\.multihead_attn\.in_proj_(weight|bias)",
-        tuple(rf"cross_attention.\1.{name}.\2" for name in ("query", "key", "value")),
-    ),
-    Rule(r"transformer_cross_attention_layers\.(\d+)\.multihead_attn\.out_proj\.(.+)", r"cross_attention.\1.output.\2"),
-    Rule(r"transformer_cross_attention_layers\.(\d+\.norm\..+)", r"cross_attention.\1"),
-    Rule(r"transformer_ffn_layers\.(.+)", r"feed_forward.\1"),
-    Rule(r"initial_self_attention_layer\.self_attn\.(.+)", r"prior_attention.attention.\1"),
-    Rule(r"initial_self_attention_layer\.(norm\..+)", r"prior_attention.\1"),
-    Rule(r"initial_ffn_layer\.(.+)", r"prior_feed_forward.\1"),
-    Rule(r"decoder_norm\.(.+)", r"norm.\1"),
-    *(Rule(rf"mask_embed\.layers\.{i}\.(.+)", rf"mask_embedding.{2 * i}.\1") for i in range(3)),
-)
-
-PIGMA = (
-    Rule(r"output_deconv\.(.+)", r"deconvolution.\1"),
-    Rule(r"output_conv\.(.+)", r"convolution.\1"),
-)
-
-
-def _text_encoder(theirs: str, transformer: str) -> tuple[Rule, ...]:
-    """The text encoder at `theirs`, which calls its transformer `transformer`."""
-    projection = Rule(r"lang_proj", r"projection.weight", _transposed)
-    return (
-        *under(f"{theirs}{transformer}.", "text_encoder.transformer.", TEXT_TRANSFORMER),
-        *under(theirs, "text_encoder.", [projection]),
-    )
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A family of published checkpoints. `sign` is a name that only it has; `unused` are names that no rule needs."""
-
-    title: str
-    sign: str
-    fills: tuple[str, ...]  # of PARTS: every parameter there has to come from the file
-    rules: tuple[Rule, ...]
-    unused: str = r"(?!)"  # matches nothing
-
-
-HEAD = "sem_seg_head."
-PREDICTOR = "sem_seg_head.predictor."
-
-KINDS = (
-    Kind(
-        "BoltzFormer",
-        sign=r"sem_seg_head\.predictor\.language_encoder\..+",
-        fills=tuple(PARTS),
-        rules=(
-            *under("backbone.trunk.", "image_encoder.backbone.trunk.model.", HIERA),
-            *under("backbone.neck.", "image_encoder.backbone.neck.", NECK),
-            *under("backbone.", "image_encoder.backbone.", FOCAL),
-            *under(f"{HEAD}pixel_decoder.", "image_encoder.pixel_decoder.", PIXEL_DECODER),
-            *_text_encoder(f"{PREDICTOR}language_encoder.", "encoder_transformer"),
-            *under(PREDICTOR, "decoder.", DECODER),
-            *under("", "pigma.", PIGMA),
-        ),
-        unused=r"sem_seg_head\.predictor\.(class_embed|language_encoder\.logit_scale)",
-    ),
-    Kind(
-        "X-Decoder / SEEM",
-        sign=r"sem_seg_head\.predictor\.lang_encoder\..+",
-        fills=SHARED,
-        rules=(
-            *under("backbone.", "image_encoder.backbone.", FOCAL),
-            *under(f"{HEAD}pixel_decoder.", "image_encoder.pixel_decoder.", PIXEL_DECODER),
-            *_text_encoder(f"{PREDICTOR}lang_encoder.", "lang_encoder"),
-        ),
-        # its own decoder, and what BiomedParse adds
-        unused=r"sem_seg_head\.predictor\.(?!lang_encoder\.).+"
-        r"|sem_seg_head\.predictor\.lang_encoder\.(logit_scale|biomed_encoder\..+)"
-        r"|criterion\..+|dilation_kernel",
-    ),
-    Kind(
-        "SAM 2",
-        sign=r"image_encoder\.trunk\..+",
-        fills=("backbone", "neck"),
-        rules=(
-            *under("image_encoder.trunk.", "image_encoder.backbone.trunk.model.", HIERA),
-            *under("image_encoder.neck.", "image_encoder.backbone.neck.", NECK),
-        ),
-        # the memory and the prompted mask decoder
-        unused=r"(memory_attention|memory_encoder|sam_mask_decoder|sam_prompt_encoder|mask_downsample"
-        r"|obj_ptr_proj|obj_ptr_tpos_proj)\..+"
-        r"|maskmem_tpos_enc|no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial",
-    ),
-    Kind(
-        "timm's Hiera",
-        sign=r"blocks\.0\.attn\.qkv\.weight",
-        fills=("backbone",),
-        rules=under("", "image_encoder.backbone.trunk.model.", HIERA),
-        unused=r"head\..+",
-    ),
-    Kind(
-        "timm's FocalNet",
-        sign=r"stem\.proj\.weight",
-        fills=("backbone",),
-        rules=under("", "image_encoder.backbone.trunk.", [Rule(r"((?:stem|layers)\..+)", r"\1")]),
-        unused=r"(head|norm)\..+",
-    ),
 )
 
 
@@ -276,27 +65,33 @@ class LoadReport:
         return text + (f"; {len(self.ignored)} tensors of the file are not used" if self.ignored else "")
 
 
-def load_published(model: nn.Module, path: Path, parts: Iterable[str] = tuple(PARTS)) -> LoadReport:
+def load_published(
+    model: nn.Module, path: Path, parts: Iterable[str] = tuple(PARTS), kind: Kind | None = None
+) -> LoadReport:
     """Copies the published weights in the file `path` into `model`, as far as `parts` go (names of PARTS).
 
-    The model is BoltzFormer or any decoder with our ImageEncoder and TextEncoder. Values go straight from the mapped
-    file into the parameters, in their dtype and on their device. CheckpointError, and an untouched model, where the
-    file cannot be read or does not fit.
+    The model is BoltzFormer or any decoder with our ImageEncoder and TextEncoder. `kind` is the file's, None looks for
+    it among KINDS. Values go straight from the mapped file into the parameters, in their dtype and on their device.
+    CheckpointError, and an untouched model, where the file cannot be read or does not fit.
     """
-    state, report = match(model, read_checkpoint(path), path.name, parts)
+    state, report = match(model, read_checkpoint(path), path.name, parts, kind)
     model.load_state_dict(state, strict=False)
     return report
 
 
 def match(
-    model: nn.Module, tensors: Mapping[str, Tensor], file: str, parts: Iterable[str] = tuple(PARTS)
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    file: str,
+    parts: Iterable[str] = tuple(PARTS),
+    kind: Kind | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Published tensors under the names of `model`, which may be on the meta device, and the report.
 
-    `file` names them in messages. CheckpointError where they are of no known kind, or do not fit: it lists all that is
-    missing, unexpected or of another shape.
+    `file` names them in messages. CheckpointError where they are of no known kind (`kind` None), or do not fit: it
+    lists all that is missing, unexpected or of another shape.
     """
-    kind = _kind_of(tensors, file)
+    kind = kind or _kind_of(tensors, file)
     parts = tuple(parts)
     asked = tuple(PARTS[part] for part in parts)
     due = tuple(PARTS[part] for part in kind.fills if part in parts)
@@ -366,37 +161,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in content):  # DistributedDataParallel
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content
-
-
-def locate(name: str) -> Path:
-    """The file of published weights that `name` means: a path, a repository of HUB_FILES, or hf://OWNER/REPO/FILE.
-
-    The latter two are fetched from the Hugging Face hub once. CheckpointError where there is no such file, or the hub
-    cannot be reached: it names the file to fetch by hand.
-    """
-    if Path(name).exists() or not (name in HUB_FILES or name.startswith("hf://")):
-        if not Path(name).is_file():
-            near = difflib.get_close_matches(name, HUB_FILES, n=1, cutoff=0.8)
-            hint = f"did you mean {near[0]}?" if near else "give a path, or hf://OWNER/REPO/FILE"
-            raise CheckpointError(f"{name} is neither a file nor known on the hub: {hint}")
-        return Path(name).absolute()
-    words = name.removeprefix("hf://").split("/", 2)
-    repository, file = "/".join(words[:2]), HUB_FILES.get(name) or "".join(words[2:])
-    if not file:
-        raise CheckpointError(f"{name} names no file: write hf://OWNER/REPO/FILE")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    url = hf_hub_url(repository, file)
-    try:
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)  # asks once; the download itself would ask for half a minute
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the library's errors and its transport's have no base in common
-        raise CheckpointError(
-            f"{name} cannot be fetched ({_first_line(error)}): fetch {url} by hand and give the path of the file"
-        ) from None
 
 
 def _kind_of(tensors: Mapping[str, Tensor], file: str) -> Kind:
@@ -480,10 +244,11 @@ def _unreadable(path: Path, error: Exception) -> str:
         with path.open("rb") as handle:
             if handle.read(1) == b"\x80":  # how a pickle begins
                 return f"{path} is a pickle torch did not write, which can run code when loaded: give another file"
-    return f"{path} is damaged or no checkpoint ({_first_line(error)}): fetch it again, or give another file"
+    return f"{path} is damaged or no checkpoint ({first_line(error)}): fetch it again, or give another file"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first 120 characters of what an exception says, its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 

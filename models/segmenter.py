@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.backbones import build_backbone, normalise
+from models.backbones import IMAGENET, PixelStatistics, build_backbone, normalise
 from models.config import ModelConfig
 from models.cpu import quick
 from models.decoder import Decoder, TokenChoice
@@ -17,6 +20,19 @@ from models.pigma import PiGMA
 from models.pixel_decoder import PixelDecoder
 from models.semantic import SemanticMap
 from models.text_encoder import TextEncoder
+
+
+@contextmanager
+def seeded(part: str) -> Iterator[None]:
+    """Draws the initial weights of a shared part from a seed of its own, made of torch's seed and the part's name.
+
+    With one seed, every decoder thus starts from the same ones, whatever else it builds and in what order. The draws
+    that follow are as if there had been none inside. For the CPU's generator.
+    """
+    seed = hashlib.sha256(f"{torch.initial_seed()} {part}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(seed[:8], "little"))
+        yield
 
 
 @dataclass
@@ -33,21 +49,27 @@ class ImageFeatures:
 
 
 class ImageEncoder(nn.Module):
-    """Backbone and pixel decoder down to stride `finest`: run once per image, whatever the number of prompts."""
+    """Backbone and pixel decoder down to stride `finest`: run once per image, whatever the number of prompts.
 
-    def __init__(self, backbone: str, config: ModelConfig, finest: int = 4):
+    The initial weights are a function of torch's seed alone; what two values of `finest` share is equal.
+    """
+
+    def __init__(self, backbone: str, config: ModelConfig, finest: int = 4, pixels: PixelStatistics = IMAGENET):
         super().__init__()
+        self.pixels = pixels
         self.recompute = False  # gradient checkpointing: the backward pass computes what it needs once more
-        self.backbone = build_backbone(backbone)
-        self.pixel_decoder = PixelDecoder(
-            self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers, finest
-        )
+        with seeded("backbone"):
+            self.backbone = build_backbone(backbone)
+        with seeded("pixel decoder"):
+            self.pixel_decoder = PixelDecoder(
+                self.backbone.channels, config.width, config.heads, config.feedforward, config.pixel_layers, finest
+            )
         # features are read token by token, which are rows in memory this way; convolutions like it too
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """RGB (B, 3, H, W) in 0..255."""
-        images = normalise(images)
+        images = normalise(images, self.pixels)
         recompute = self.recompute and torch.is_grad_enabled()
         run = partial(checkpoint, use_reentrant=False) if recompute else lambda part, inputs: part(inputs)
         with quick(images):
@@ -58,8 +80,14 @@ class ImageEncoder(nn.Module):
 
 
 def build_text_encoder(config: ModelConfig) -> TextEncoder:
-    """The text encoder every decoder of a comparison uses; its tokens have the decoder's width."""
-    return TextEncoder(config.text_width, config.text_layers, config.text_heads, config.width, config.context_length)
+    """The text encoder every decoder of a comparison uses; its tokens have the decoder's width.
+
+    Its initial weights are a function of torch's seed alone.
+    """
+    with seeded("text encoder"):
+        return TextEncoder(
+            config.text_width, config.text_layers, config.text_heads, config.width, config.context_length
+        )
 
 
 class BoltzFormer(nn.Module):

@@ -1,6 +1,7 @@
 """The estimate is linear where it says so, and the lanes are scheduled as a brute force would."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,12 @@ from experiments.profiles import PROFILES
 LAPTOP = PROFILES["laptop"]
 CPU = Hardware(2, 8.0, ())
 WORK = Workload(
-    train_images=80, val_images=20, test_prompts=60, experts={("a", "x"): 50, ("b", "x"): 30}, image_size=256
+    train_images=80,
+    val_images=20,
+    test_images=40,
+    test_prompts=60,
+    experts={("a", "x"): 50, ("b", "x"): 30},
+    image_size=256,
 )
 
 
@@ -81,6 +87,29 @@ def test_nnunet_is_linear_in_experts_iterations_batch_and_patch():
     assert slope(base.model_copy(update={"nnunet": wide}), base.model_copy(update={"nnunet": huge})) == 0
 
 
+def test_a_multiclass_model_is_trained_once_for_all_objects_of_a_data_set():
+    work = replace(WORK, experts={("a", "x"): 50, ("a", "y"): 20, ("b", "x"): 30})
+    without = replace(WORK, experts={("a", "x"): 50, ("b", "x"): 30})
+    assert estimate(spec_of("nnunet_multiclass"), work, CPU) == estimate(spec_of("nnunet_multiclass"), without, CPU)
+    assert estimate(spec_of("nnunet"), work, CPU) > estimate(spec_of("nnunet"), without, CPU)
+
+
+def test_experts_spread_over_the_lanes():
+    one, two, eight = (Hardware(cores, 8.0, ()) for cores in (1, 2, 8))
+    spec = spec_of("nnunet")
+    alone = estimate_suite([spec], WORK, LAPTOP, one)
+    assert alone == estimate(spec, WORK, one)
+    assert estimate_suite([spec], WORK, LAPTOP, two) == pytest.approx(alone / 2)
+    assert estimate_suite([spec], WORK, LAPTOP, eight) == pytest.approx(alone / 2), "there are two experts"
+
+
+def test_a_pre_trained_model_costs_its_images_and_prompts_whatever_their_size():
+    spec, cost = spec_of("biomedparse"), COSTS["biomedparse"]
+    expected = cost.startup + 40 * cost.predict_image + 60 * cost.predict_prompt
+    assert estimate(spec, WORK, CPU) == estimate(spec, replace(WORK, image_size=64), CPU) == expected
+    assert estimate(spec, replace(WORK, train_images=800, val_images=200), CPU) == expected
+
+
 def test_a_gpu_is_faster():
     spec = spec_of("boltzformer")
     assert estimate(spec, WORK, Hardware(16, 64.0, ("A",))) < estimate(spec, WORK, CPU)
@@ -91,6 +120,7 @@ def test_the_work_of_a_split_is_counted(squares):
     assert workload_of(splits) == Workload(
         train_images=4,
         val_images=1,
+        test_images=2,
         test_prompts=4,
         experts={("squares", "large square"): 4, ("squares", "dot"): 4},
         image_size=(20 * 30) ** 0.5,
@@ -101,7 +131,7 @@ def test_the_work_of_a_phantom_before_it_is_there():
     work = phantom_workload(
         PhantomSize(image_size=64, patients=10, test_patients=3, slices=2), {"a": ("x", "y"), "b": ("z",)}
     )
-    assert (work.train_images, work.val_images, work.test_prompts) == (32, 8, 18)
+    assert (work.train_images, work.val_images, work.test_images, work.test_prompts) == (32, 8, 12, 18)
     assert work.experts == {("a", "x"): 16, ("a", "y"): 16, ("b", "z"): 16}
 
 

@@ -19,9 +19,10 @@ from baselines.sam2 import Sam2
 from baselines.seem import build_seem
 from models import backbones
 from models.backbones import BACKBONES, build_backbone, hiera
-from models.checkpoints import HUB_FILES, SHARED, CheckpointError, load_published, locate, match, read_checkpoint
+from models.checkpoints import CheckpointError, load_published, match, read_checkpoint
 from models.config import FULL, ModelConfig
 from models.pixel_decoder import PixelDecoder
+from models.published_names import SHARED
 from models.segmenter import BoltzFormer, ImageEncoder
 from models.text_encoder import TextEncoder
 
@@ -501,27 +502,3 @@ def test_code_in_a_pickle_is_not_run(tmp_path, save):
     with pytest.raises(CheckpointError, match="can run code when"):
         read_checkpoint(path)
     assert not marker.exists()
-
-
-# ------------------------------------------------------------------ the hub
-
-
-def test_hub_files_are_those_that_meta_names():
-    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
-
-    ours = {name: file for name, file in HUB_FILES.items() if name.startswith("facebook/")}
-    assert ours == {name: HF_MODEL_ID_TO_FILENAMES[name][1] for name in ours} and len(ours) == 6
-
-
-def test_a_path_is_taken_as_it_is_and_a_wrong_one_told(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "w.pt").write_bytes(b"x")
-    assert locate("w.pt") == tmp_path / "w.pt"
-    hints = {"v.pt": "give a path", str(tmp_path): "give a path", "facebook/sam2-hiera-smal": "did you mean facebook/"}
-    for wrong, hint in hints.items():
-        with pytest.raises(
-            CheckpointError, match=rf"^{re.escape(wrong)} is neither a file nor known on the hub: {hint}"
-        ):
-            locate(wrong)
-    with pytest.raises(CheckpointError, match=r"^hf://a/b names no file"):
-        locate("hf://a/b")

@@ -3,7 +3,7 @@ import torch
 
 from models.backbones import STRIDES, build_backbone
 from models.config import ModelConfig
-from models.segmenter import BoltzFormer
+from models.segmenter import BoltzFormer, ImageEncoder, build_text_encoder
 from models.text_encoder import TextEncoder
 
 CONFIG = ModelConfig(
@@ -16,6 +16,32 @@ PROMPTS = ["nodule in lung CT", "right kidney in abdominal MRI", "liver"]
 def model():
     torch.manual_seed(0)
     return BoltzFormer("hiera_xt", CONFIG).eval()
+
+
+def test_shared_parts_start_from_torchs_seed_alone():
+    """Whatever is drawn before, and however far down the pixel decoder goes."""
+    starts = {}
+    for finest, drawn in ((16, 0), (8, 5), (4, 99)):
+        torch.manual_seed(7)
+        torch.rand(drawn)
+        text = build_text_encoder(CONFIG).state_dict()
+        encoder = ImageEncoder("hiera_xt", CONFIG, finest).state_dict()
+        for name, value in (encoder | text).items():
+            assert torch.equal(value, starts.setdefault(name, value)), name
+    torch.manual_seed(8)
+    other = ImageEncoder("hiera_xt", CONFIG).state_dict()
+    drawn = [name for name, value in other.items() if name.endswith("weight") and value.ndim > 1]
+    assert drawn
+    assert not any(torch.equal(other[name], starts[name]) for name in drawn)
+
+
+def test_shared_parts_leave_torchs_draws_as_they_are():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    ImageEncoder("hiera_xt", CONFIG)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.initial_seed() == 7
 
 
 @pytest.mark.parametrize("name", ["hiera_xt", "focal_xt"])

@@ -12,19 +12,24 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from bench.environment import Hardware
 from bench.errors import UserError
 from bench.execute import execute, mark_interrupted, run_state
+from bench.interface import Spread
 from bench.spec import Profile, RunSpec
 
 POLL = 0.3  # seconds; how fast Ctrl-C is noticed
 OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
+WAITING = {"cpu": 0, "memory": 1}  # a byte: Ray wants something reserved
 ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # after Ctrl-C, Tune's thread must not start another Ray
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -55,8 +60,8 @@ def run_trials(
         return
     storage = Path(tempfile.mkdtemp(prefix="boltzbench-"))
     try:
-        with _ray(hardware, int(max(1, profile.cpus_per_trial))):
-            _fit(specs, suite_dir.resolve(), _resources(profile, hardware), storage, tracking_uri, parent)
+        with _ray(hardware, profile.cpus_per_trial):
+            _fit(specs, suite_dir.resolve(), profile, hardware, storage, tracking_uri, parent)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
             mark_interrupted(suite_dir / spec.run_id)
@@ -73,25 +78,31 @@ def run_trials_here(
         execute(spec, suite_dir, tracking_uri, parent)
 
 
-def _resources(profile: Profile, hardware: Hardware) -> dict[str, float]:
-    """What one trial reserves, never more than there is: a trial that asks for a missing GPU would wait for
-    ever.
+def _resources(cpus: float, gpus: float, hardware: Hardware) -> dict[str, float]:
+    """What one trial, or one expert, reserves, never more than there is: a trial that asks for a missing GPU would
+    wait for ever.
     """
-    resources = {"cpu": min(profile.cpus_per_trial, hardware.cores)}
-    if profile.gpus_per_trial and hardware.gpus:
-        resources["gpu"] = min(profile.gpus_per_trial, len(hardware.gpus))
+    resources = {"cpu": min(cpus, hardware.cores)}
+    if gpus and hardware.gpus:
+        resources["gpu"] = min(gpus, len(hardware.gpus))
     return resources
 
 
+def _threads(cpus: float) -> dict[str, str]:
+    """The environment of a worker with `cpus`: OMP reads its variable once, when torch is loaded, so it has to stand
+    before the worker imports anything.
+    """
+    return {name: str(int(max(1, cpus))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
 @contextlib.contextmanager
-def _ray(hardware: Hardware, threads: int) -> Iterator[None]:
+def _ray(hardware: Hardware, cpus: float) -> Iterator[None]:
     """A Ray of our own on this machine for as long as the trials run."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # OMP reads its variable once, when torch is loaded: it has to stand before the worker imports anything
-    worker_env = ENVIRONMENT | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
         ray.init(
             address="local",
@@ -102,7 +113,7 @@ def _ray(hardware: Hardware, threads: int) -> Iterator[None]:
             log_to_driver=False,
             configure_logging=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": worker_env},
+            runtime_env={"env_vars": ENVIRONMENT | _threads(cpus)},
             _node_ip_address="127.0.0.1",
         )
     except Exception as error:
@@ -112,22 +123,30 @@ def _ray(hardware: Hardware, threads: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGCHLD, handler)  # Ray ignores it, and then every child's exit code reads 0
 
 
 def _fit(
     specs: Sequence[RunSpec],
     suite_dir: Path,
-    resources: dict[str, float],
+    profile: Profile,
+    hardware: Hardware,
     storage: Path,
     tracking_uri: str | None,
     parent: str | None,
 ) -> None:
     from ray import tune
 
+    from bench.methods import METHODS
+
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = _trainable([spec.model_dump_json() for spec in specs], str(suite_dir), tracking_uri, parent)
+    resources = _resources(profile.cpus_per_trial, profile.gpus_per_trial, hardware)
+    spread = partial(_spread, _resources(profile.cpus_per_expert, profile.gpus_per_expert, hardware))
+    trainable = _trainable([spec.model_dump_json() for spec in specs], str(suite_dir), tracking_uri, parent, spread)
+    waits = [METHODS[spec.method].spreads for spec in specs]
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        # a trial that holds a core while it waits for its experts would leave them none
+        tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else resources),
         param_space={"trial": tune.grid_search(list(range(len(specs))))},
         tune_config=tune.TuneConfig(num_samples=1),  # no scheduler: a benchmark stops no trial early
         run_config=tune.RunConfig(
@@ -155,7 +174,7 @@ def _fit(
 
 
 def _trainable(
-    texts: list[str], suite_dir: str, tracking_uri: str | None, parent: str | None
+    texts: list[str], suite_dir: str, tracking_uri: str | None, parent: str | None, spread: Spread
 ) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries."""
 
@@ -165,9 +184,50 @@ def _trainable(
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
-        execute(spec, Path(suite_dir), tracking_uri, parent)
+        execute(spec, Path(suite_dir), tracking_uri, parent, spread)
         fit = run_state(Path(suite_dir) / spec.run_id).get("fit") or {}
         dice = fit.get("best_val_dice")
         tune.report({"val_dice": float("nan") if dice is None else dice})
 
     return trial
+
+
+def _spread(
+    resources: dict[str, float], work: Callable[[list[dict]], Iterator[dict]], items: list[dict]
+) -> Iterator[dict]:
+    """The `Spread` of a trial that Ray runs: shares of `items` are Ray tasks that reserve `resources` each.
+
+    They run wherever in the cluster these are free, beside other trials. The first error ends the others and is raised
+    as it was in the task.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    there = ray.cluster_resources()
+    lanes = int(min(there[name.upper()] / amount for name, amount in resources.items()))
+    size = ceil(len(items) / lanes)  # not smaller: nnU-Net is imported once a share
+
+    @ray.remote(
+        num_cpus=resources["cpu"],
+        num_gpus=resources.get("gpu", 0),
+        num_returns="streaming",
+        max_retries=0,
+        scheduling_strategy="DEFAULT",  # not out of what the waiting trial has reserved
+        runtime_env={"env_vars": _threads(resources["cpu"])},
+    )
+    def share(part: list[dict]) -> Iterator[dict]:
+        yield from work(part)
+
+    running = [share.remote(items[start : start + size]) for start in range(0, len(items), size)]
+    try:
+        while running:
+            (stream,), running = ray.wait(running, num_returns=1)
+            with contextlib.suppress(StopIteration):
+                event = ray.get(next(stream))
+                running.append(stream)
+                yield event
+    except RayTaskError as error:
+        raise error.cause from None
+    finally:
+        for stream in running:
+            ray.cancel(stream)

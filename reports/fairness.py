@@ -43,7 +43,8 @@ def fairness_line(results: SuiteResults, grid: Grid) -> str:
         return f"What the methods were given is {UNKNOWN}." if finished else ""
     odd = _odd(finished)
     differing = {key for _, key in odd}
-    same = [text for key, text in GIVEN.items() if key not in differing]
+    there = {key for key in GIVEN if any(_given(run, key) != NONE for run in finished)}
+    same = [text for key, text in GIVEN.items() if key in there - differing]
     lines = []
     for row in grid.rows:
         own = [(run, key) for run, key in odd if (run.method, run.backbone) == (row.method, row.backbone)]

@@ -2,19 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from baselines.nnunet import Nnunet, apply_budget, build, plan_experts, read_summary, thread_count
 from bench.errors import UserError
+from bench.fairness import COSTS, GIVEN
 from bench.interface import Sample, Target
 from bench.spec import NnunetBudget, RunSpec
 
@@ -85,7 +89,7 @@ def trained(tmp_path_factory):
 def experts_of(run_dir: Path) -> dict[tuple[str, str], Path]:
     folders = [file.parent for file in (run_dir / "nnunet").glob("*/expert.json")]
     rows = {folder: json.loads((folder / "expert.json").read_text()) for folder in folders}
-    return {(row["dataset"], row["object"]): folder for folder, row in rows.items()}
+    return {(row["dataset"], *row["objects"]): folder for folder, row in rows.items()}
 
 
 def test_one_expert_per_object_on_exactly_its_cases(trained):
@@ -94,13 +98,15 @@ def test_one_expert_per_object_on_exactly_its_cases(trained):
     assert set(experts) == {("grey", "square"), ("grey", "half"), ("colour", "square")}
     for (dataset, name), folder in experts.items():
         (split,) = json.loads((folder / "splits_final.json").read_text())
-        ids = {case: row[0] for case, row in json.loads((folder / "expert.json").read_text())["cases"].items()}
+        used = json.loads((folder / "expert.json").read_text())["cases"]
         for part, samples in (("train", train), ("val", val)):
-            wanted = {s.image_id for s in samples if s.dataset == dataset and name in [t.object for t in s.targets]}
-            assert {ids[case] for case in split[part]} == wanted
-        assert not {s.image_id for s in test if s.dataset == dataset} & set(ids.values())
+            wanted = [s.image_id for s in samples if s.dataset == dataset and name in [t.object for t in s.targets]]
+            assert used[part] == wanted
+            assert len(split[part]) == len(wanted)
+        assert not {s.image_id for s in test if s.dataset == dataset} & {*used["train"], *used["val"]}
         # nnU-Net's own description of its data knows no other case
-        assert set(json.loads((folder / "dataset.json").read_text())["dataset"]) == set(ids)
+        known = json.loads((folder / "dataset.json").read_text())["dataset"]
+        assert set(known) == {*split["train"], *split["val"]}
 
 
 def test_grey_has_one_channel_and_colour_three(trained):
@@ -116,6 +122,7 @@ def test_summary_and_log_tell_what_was_spent(trained):
     assert summary.parameters > 3 * 1000 and summary.train_seconds > 0
     assert 0 <= summary.best_val_dice <= 1
     assert any("final checkpoint" in note for note in summary.notes)
+    assert any("no postprocessing" in note for note in summary.notes)
     assert [step for step, _ in log.curves] == list(range(30, 271, 30))
     assert {"train_loss", "val_loss", "val_dice", "learning_rate"} == set(log.curves[0][1])
     assert log.curves[0][1]["learning_rate"] == pytest.approx(0.01)
@@ -124,12 +131,48 @@ def test_summary_and_log_tell_what_was_spent(trained):
     assert {phase.split()[1] for phase in log.phases} == {"1/3", "2/3", "3/3"}
 
 
+def test_summary_tells_what_was_given_and_what_it_costs(trained):
+    run_dir, train, *_, summary = trained
+    assert set(summary.given) < set(GIVEN) and set(summary.cost) == set(COSTS)
+    assert summary.given["images_seen"] == str(3 * 90 * 4)
+    assert summary.given["image_size"] == "original, in patches of 32x32"
+    assert summary.cost["ms_1_prompt"] == summary.cost["ms_15_prompts"] > 0
+    assert summary.cost["peak_memory_mib"] > 10
+    # by hand: the convolutions of one 32 x 32 patch of each network, times the tiles at three quarters of a patch
+    by_hand = []
+    for (dataset, name), folder in experts_of(run_dir).items():
+        case = next(s for s in train if s.dataset == dataset and name in [t.object for t in s.targets])
+        tiles = ceil((case.height - 32) / 24 + 1) * ceil((case.width - 32) / 24 + 1)
+        by_hand.append(tiles * patch_gflop(torch.load(folder / "weights.pt"), 32))
+    assert summary.cost["gflop_per_prompt"] == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+
+def patch_gflop(weights: dict[str, torch.Tensor], size: int) -> float:
+    """2 x multiplications of the network of BUDGET on one patch, from the shapes of its kernels."""
+    flop = 0
+    for key, kernel in weights.items():
+        part, _, rest = key.partition(".")
+        seen_twice = ".all_modules." in key or key.startswith("decoder.encoder.")
+        if kernel.ndim != 4 or seen_twice:
+            continue
+        numbers = [int(word) for word in rest.split(".") if word.isdigit()]
+        # the decoder's stages and transposed convolutions are numbered from the coarsest up
+        side = size >> (numbers[0] if part == "encoder" else len(BUDGET.features) - 2 - numbers[0])
+        if rest.startswith("transpconvs"):
+            side //= 2  # each pixel of its input makes a block of the output
+        if rest.startswith("seg_layers") and side < size:
+            continue  # deep supervision, off in prediction
+        flop += 2 * kernel.numel() * side**2
+    return flop / 1e9
+
+
 def test_only_what_prediction_needs_is_left(trained):
     run_dir = trained[0]
-    kept = {"weights.pt", "plans.json", "dataset.json", "splits_final.json", "expert.json"}
-    assert {p.name for p in run_dir.iterdir()} == {"nnunet", "nnunet.log"}
+    kept = {"weights.pt", "plans.json", "dataset.json", "splits_final.json", "postprocessing.json", "expert.json"}
+    assert [p.name for p in run_dir.iterdir()] == ["nnunet"]
     for folder in (run_dir / "nnunet").iterdir():
-        assert {p.name for p in folder.iterdir()} == kept
+        assert {p.name for p in folder.iterdir()} == kept | {"nnunet.log"}
+        assert "Epoch 2" in (folder / "nnunet.log").read_text()
 
 
 def test_predicts_in_a_new_object_at_original_size(trained):
@@ -147,7 +190,7 @@ def test_predicts_in_a_new_object_at_original_size(trained):
     scores = [dice(p.mask, truth(p.target)) for p in predictions[:-1] if p.target.object == "square"]
     assert np.mean(scores) > 0.6  # a constant prediction of the whole image gets about 0.2
     assert all(p.seconds > 0 for p in predictions[:-1])
-    assert not list((run_dir / "nnunet").glob("masks-*"))
+    assert not list((run_dir / "nnunet").glob("labels-*"))
 
 
 def test_finished_experts_are_not_trained_again(trained, monkeypatch):
@@ -169,8 +212,27 @@ def test_unreadable_mask_is_a_user_error_that_names_it(tmp_path):
     train[0].targets[0].mask_file.write_bytes(b"no image")
     with pytest.raises(UserError, match=train[0].targets[0].mask_file.name):
         Nnunet(BUDGET).fit(train, val, tmp_path, Recorder())
-    assert "Traceback" in (tmp_path / "nnunet.log").read_text()
-    assert not (tmp_path / "nnunet" / "scratch").exists()
+    (log,) = tmp_path.glob("nnunet/*/nnunet.log")
+    assert "Traceback" in log.read_text()
+    assert not list((tmp_path / "nnunet").glob("scratch-*"))
+
+
+@pytest.mark.slow
+def test_an_uncut_budget_leaves_everything_to_nnunet(tmp_path):
+    train, val, test = ([s for s in part if s.dataset == "colour"] for part in make_samples(tmp_path / "data"))
+    method = Nnunet(NnunetBudget(epochs=1, iterations_per_epoch=1))
+    summary = method.fit(train, val, tmp_path, Recorder())
+    (folder,) = (tmp_path / "nnunet").iterdir()
+    plan = json.loads((folder / "plans.json").read_text())["configurations"]["2d"]
+    assert summary.budget.endswith(f"patches of {'x'.join(map(str, plan['patch_size']))} px, 1.9 M parameters each")
+    assert plan["architecture"]["arch_kwargs"]["features_per_stage"][0] == 32, "its own network"
+    # its own log says which way the postprocessing was decided
+    removed = "Results were improved by removing all but the largest" in (folder / "nnunet.log").read_text()
+    chosen = json.loads((folder / "postprocessing.json").read_text())
+    assert chosen == ([{"labels_or_regions": [1]}] if removed else [])
+    assert not any("cut" in note for note in summary.notes)
+    (prediction,) = method.predict(test, Recorder())
+    assert prediction.mask.shape == (test[0].height, test[0].width)
 
 
 def test_predict_without_experts_says_so(tmp_path):
@@ -290,19 +352,125 @@ if __name__ == "__main__":
 """
 
 
+def in_child(script: str, job: dict, folder: Path) -> None:
+    """Runs a script on a job; it prints "equal" at its end. nnU-Net reads its environment when it is imported."""
+    (folder / "job.json").write_text(json.dumps(job))
+    (folder / "compare.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(folder / "compare.py"), str(folder / "job.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_in_process_preparation_equals_the_real_commands(tmp_path):
     train, val, _ = make_samples(tmp_path / "data")
     budget = NnunetBudget(epochs=1, iterations_per_epoch=1)
     expert = plan_experts(train, val, budget, 0)[0]
-    job = {"folder": str(tmp_path), "threads": 1, "budget": budget.model_dump(), "experts": [expert]}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    (tmp_path / "compare.py").write_text(COMPARE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "compare.py"), str(tmp_path / "job.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
+    in_child(
+        COMPARE, {"scratch": str(tmp_path), "threads": 1, "budget": budget.model_dump(), "experts": [expert]}, tmp_path
     )
-    assert done.returncode == 0 and "equal" in done.stdout, done.stderr[-3000:]
+
+
+BY_HAND = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+import torch
+from PIL import Image
+
+if __name__ == "__main__":
+    from baselines import nnunet_worker as worker
+
+    job = json.loads(Path(sys.argv[1]).read_text())
+    worker.set_environment(job)
+    for name in ("raw", "preprocessed", "results"):
+        Path(os.environ["nnUNet_" + name]).mkdir(parents=True)
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    # prediction: nnU-Net's own, from its own folder of a trained model, file to file
+    folder, image, ours = Path(job["expert"]), job["image"], np.asarray(Image.open(job["mask"])) > 0
+    model = Path(job["scratch"]) / "model"
+    (model / "fold_0").mkdir(parents=True)
+    for name in ("plans.json", "dataset.json"):
+        (model / name).write_text((folder / name).read_text())
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    checkpoint = {"trainer_name": "nnUNetTrainerNoMirroring", "init_args": {"configuration": "2d"},
+                  "network_weights": weights, "inference_allowed_mirroring_axes": None}
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    predictor = nnUNetPredictor(tile_step_size=job["tile_step"], device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    predictor.predict_from_files_sequential([[image]], [str(model / "out")])
+    assert json.loads((folder / "postprocessing.json").read_text()) == []
+    np.testing.assert_array_equal(np.asarray(Image.open(model / "out.png")) == 1, ours)
+    assert ours.any()
+
+    # postprocessing: chosen where a speck is all that is wrong, not where nothing is; then it takes the speck away
+    expert = job["experts"][0]
+    worker.work_serially()
+    worker.write_raw(expert)
+    segmenter = worker.ExpertSegmenter(folder, job["tile_step"])
+
+    class Perfect:
+        predictor, speck = segmenter.predictor, 0
+
+        def __call__(self, image):
+            case = next(c for c in expert["cases"] if np.array_equal(worker.read_image(c["image_file"]), image))
+            labels = worker.label_map(case["masks"], expert["objects"])
+            labels[0, :2] = self.speck
+            return labels
+
+    found = Perfect()
+    assert worker.find_postprocessing(expert, found, 0) == []
+    found.speck = 1
+    (step,) = worker.find_postprocessing(expert, found, 0)
+    worker.write_json(folder / "postprocessing.json", [step])
+    cleaning = worker.ExpertSegmenter(folder, job["tile_step"])
+    case = expert["cases"][-1]
+    labels = found(worker.read_image(case["image_file"]))
+    cleaning.predictor.predict_single_npy_array = lambda *_: labels[None]
+    found.speck = 0
+    pixels = worker.read_image(case["image_file"])
+    np.testing.assert_array_equal(cleaning(pixels), found(pixels))
+
+    # split: nnU-Net's trainer with one case less than ours, as with any other, is an error
+    real = worker.prepare
+
+    def other_split(expert, budget, processes):
+        plans = real(expert, budget, processes)
+        file = Path(os.environ["nnUNet_preprocessed"]) / expert["name"] / "splits_final.json"
+        (split,) = json.loads(file.read_text())
+        file.write_text(json.dumps([{**split, "train": split["train"][1:]}]))
+        return plans
+
+    worker.prepare = other_split
+    try:
+        worker.train(expert, job, lambda *_, **__: None)
+    except RuntimeError as error:
+        assert "its split: nnU-Net has other cases" in str(error), error
+    else:
+        raise AssertionError("trained on another split")
+    assert not (Path(job["folder"]) / expert["name"] / "weights.pt").exists()
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_prediction_postprocessing_and_split_are_nnunet_s_own(trained, tmp_path):
+    run_dir, train, val, test, *_ = trained
+    folder = experts_of(run_dir)["grey", "square"]
+    method = Nnunet(BUDGET)
+    method.load(run_dir)
+    sample = replace(test[0], targets=test[0].targets[:1])
+    (prediction,) = method.predict([sample], Recorder())
+    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    kept = shutil.copytree(folder, tmp_path / "expert")
+    expert = next(e for e in plan_experts(train, val, BUDGET, 3) if e["name"] == folder.name)
+    job = {"scratch": str(tmp_path / "scratch"), "threads": 1, "processes": 0, "tile_step": 0.75, "seed": 3}
+    job |= {"expert": str(kept), "image": str(sample.image_file), "mask": str(tmp_path / "mask.png")}
+    job |= {"postprocess": True, "folder": str(tmp_path / "none"), "budget": BUDGET.model_dump(), "experts": [expert]}
+    in_child(BY_HAND, job, tmp_path)

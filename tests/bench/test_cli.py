@@ -124,11 +124,16 @@ def test_options_reach_the_driver(monkeypatch, tmp_path):
         "3,4",
         "--executor",
         "local",
+        "--weights",
+        "biomedparse=a.pt",
+        "--weights",
+        "sam3=b.pt",
     ]
     assert RUNNER.invoke(cli.app, words).exit_code == 7
     (request,) = seen
     assert request.data == ("a", "b") and request.methods == ("sam", "sam2")
     assert (request.seeds, request.executor, request.profile) == ((3, 4), "local", None)
+    assert request.weights == ("biomedparse=a.pt", "sam3=b.pt")
     assert RUNNER.invoke(cli.app, ["run", "--executor", "slurm"]).exit_code == 2
 
 

@@ -322,3 +322,5 @@ def test_the_command_of_a_request_asks_for_the_same():
         "suite main",
     ]
     assert Request().command == "bench run --suite main"
+    weights = Request(weights=("biomedparse=a.pt", "sam3=my file.pt")).command
+    assert weights == "bench run --suite main --weights biomedparse=a.pt --weights 'sam3=my file.pt'"

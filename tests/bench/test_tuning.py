@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from bench import tuning
 from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
 from bench.environment import Hardware
+from bench.errors import UserError
 from bench.execute import run_state
 from bench.methods import make_spec
+from bench.spec import NnunetBudget
 from experiments import SUITES
 from experiments.profiles import PROFILES
 
@@ -57,10 +60,142 @@ def test_ray_and_the_local_loop_write_the_same_records(suite, tmp_path):
 
 
 def test_a_trial_never_asks_for_more_than_there_is():
-    profile = PROFILE.model_copy(update={"cpus_per_trial": 8, "gpus_per_trial": 1})
-    assert tuning._resources(profile, TWO_CORES) == {"cpu": 2}
-    assert tuning._resources(profile, Hardware(16, 64.0, ("A",))) == {"cpu": 8, "gpu": 1}
-    assert tuning._resources(PROFILE, Hardware(16, 64.0, ("A",))) == {"cpu": PROFILE.cpus_per_trial}
+    one_gpu = Hardware(16, 64.0, ("A",))
+    assert tuning._resources(8, 1, TWO_CORES) == {"cpu": 2}
+    assert tuning._resources(8, 1, one_gpu) == {"cpu": 8, "gpu": 1}
+    assert tuning._resources(0.5, 0.25, one_gpu) == {"cpu": 0.5, "gpu": 0.25}
+    assert tuning._resources(1, 0, one_gpu) == {"cpu": 1}
+
+
+def work(share):
+    """Each item says that it has begun, waits for another's beginning, and fails if it is called "broken"."""
+    for item in share:
+        item["begun"].touch()
+        deadline = time.time() + 60
+        while not item["after"].exists():
+            if time.time() > deadline:
+                raise TimeoutError(f"{item['name']} waited for {item['after'].name} in vain")
+            time.sleep(0.05)
+        if item["name"] == "broken":
+            raise UserError("mend it")
+        (item["begun"].parent / f"{item['name']} ended").touch()
+        names = [row["name"] for row in share]
+        yield {"item": item["name"], "share": names, "threads": os.environ["OMP_NUM_THREADS"]}
+
+
+def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp_path):
+    def items(*pairs):
+        return [{"name": name, "begun": tmp_path / name, "after": tmp_path / after} for name, after in pairs]
+
+    with tuning._ray(TWO_CORES, cpus=1):
+        # a and c wait for each other, so one after the other would fail
+        events = list(tuning._spread({"cpu": 1}, work, items(("a", "c"), ("b", "a"), ("c", "a"))))
+        assert sorted((event["item"], event["share"]) for event in events) == [
+            ("a", ["a", "b"]),
+            ("b", ["a", "b"]),
+            ("c", ["c"]),
+        ]
+        assert {event["threads"] for event in events} == {"1"}
+        # half a core each: three side by side on two cores
+        events = list(tuning._spread({"cpu": 0.5}, work, items(("d", "e"), ("e", "f"), ("f", "d"))))
+        assert [len(event["share"]) for event in events] == [1, 1, 1]
+        with pytest.raises(UserError, match=r"^mend it$"):
+            list(tuning._spread({"cpu": 1}, work, items(("long", "never"), ("broken", "long"))))
+        time.sleep(1)
+        (tmp_path / "never").touch()
+        time.sleep(1)
+        assert not (tmp_path / "long ended").exists(), "the error of one part ends the others"
+    assert subprocess.run(["false"]).returncode == 1, "this process can still read exit codes"
+
+
+EXPERTS = NnunetBudget(epochs=2, iterations_per_epoch=60, batch_size=4, patch_size=32, features=(8, 16, 16))
+
+
+def nnunet_suite(data, folder, methods=("nnunet",)):
+    """A suite folder with splits of `data`, and specs of nnU-Net's real experts, a small budget each."""
+    folder.mkdir(parents=True)
+    splits = make_splits([load_dataset(data)])
+    splits.save(folder / "splits.json")
+    profile = PROFILE.model_copy(update={"nnunet": EXPERTS})
+    return [make_spec(SUITES["smoke"], profile, method, "-", 0, splits.hash) for method in methods]
+
+
+def experts_in(run_dir):
+    """expert.json of every expert of a run, by its folder's name."""
+    return {file.parent.name: json.loads(file.read_text()) for file in run_dir.glob("nnunet/*/expert.json")}
+
+
+@pytest.mark.slow
+def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    specs = nnunet_suite(toy, here, ("nnunet", "location_prior"))
+    nnunet_suite(toy, there)
+    tuning.run_trials(specs, there, PROFILE, TWO_CORES)
+    tuning.run_trials_here(specs, here)
+    run_id = specs[0].run_id
+    assert [run_state(there / spec.run_id)["state"] for spec in specs] == ["finished"] * 2
+    experts = experts_in(there / run_id)
+    assert len(experts) == 2
+    assert max(e["began"] for e in experts.values()) < min(e["ended"] for e in experts.values())
+    alone = sorted(experts_in(here / run_id).values(), key=lambda expert: expert["began"])
+    assert alone[0]["ended"] <= alone[1]["began"]
+    for name in experts:
+        files = [place / run_id / "nnunet" / name / "weights.pt" for place in (here, there)]
+        weights = [torch.load(file) for file in files]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    tables = [pd.read_parquet(place / run_id / "records.parquet").drop(columns="seconds") for place in (here, there)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.slow
+def test_a_failed_expert_is_named_with_its_log_and_the_finished_one_is_kept(toy, tmp_path):
+    folder = tmp_path / "suite"
+    (spec,) = nnunet_suite(toy, folder)
+    run_dir = folder / spec.run_id
+    blocked = run_dir / "nnunet" / "Dataset002_toy-dark-disc" / "weights.pt"
+    blocked.mkdir(parents=True)  # nnU-Net's weights cannot be written there
+    tuning.run_trials([spec], folder, PROFILE, Hardware(1, 4.0, ()))
+    status = run_state(run_dir)
+    assert status["state"] == "failed"
+    assert f"nnU-Net's Dataset002_toy-dark-disc failed; see {blocked.parent / 'nnunet.log'}" in status["error"]
+    assert "IsADirectoryError" in status["error"] or "Is a directory" in status["error"]
+    kept = experts_in(run_dir)
+    assert list(kept) == ["Dataset001_toy-block"]
+    blocked.rmdir()
+    tuning.run_trials([spec], folder, PROFILE, TWO_CORES)
+    assert run_state(run_dir)["state"] == "finished"
+    assert kept.items() <= experts_in(run_dir).items()
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, tmp_path):
+    folder = tmp_path / "suite"
+    (spec,) = nnunet_suite(toy, folder)
+    run_dir = folder / spec.run_id
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(folder), spec.model_dump_json(), "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.time() + 240
+    while not experts_in(run_dir):
+        assert time.time() < deadline and driver.poll() is None
+        time.sleep(0.05)
+    below = descendants(driver.pid)
+    driver.kill()
+    driver.wait()
+    while any(alive(pid) for pid in below):
+        assert time.time() < deadline, "processes of Ray or nnU-Net outlive the driver"
+        time.sleep(0.2)
+    kept = experts_in(run_dir)
+    assert len(kept) == 1 and run_state(run_dir)["state"] == "running"
+    tuning.run_trials([spec], folder, PROFILE, TWO_CORES)
+    assert run_state(run_dir)["state"] == "finished"
+    experts = experts_in(run_dir)
+    assert len(experts) == 2 and kept.items() <= experts.items()
+    steps = [json.loads(line)["step"] for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    assert sorted(steps) == [60, 120, 180, 240]
+    assert not list(run_dir.glob("nnunet/scratch-*"))
 
 
 DRIVER = """
@@ -70,9 +205,9 @@ from bench import tuning
 from bench.environment import Hardware
 from bench.spec import RunSpec
 from experiments.profiles import PROFILES
-folder, spec = Path(sys.argv[1]), RunSpec.model_validate_json(sys.argv[2])
+folder, spec, cores = Path(sys.argv[1]), RunSpec.model_validate_json(sys.argv[2]), int(sys.argv[3])
 try:
-    tuning.run_trials([spec], folder, PROFILES["smoke"], Hardware(2, 4.0, ()))
+    tuning.run_trials([spec], folder, PROFILES["smoke"], Hardware(cores, 4.0, ()))
 except KeyboardInterrupt:
     print("stopped")
 """
@@ -85,7 +220,7 @@ def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, squares):
     os.mkfifo(folder / "splits.json")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), spec.model_dump_json()],
+        [sys.executable, "-c", DRIVER, str(folder), spec.model_dump_json(), "2"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """The fairness line and table, on suites where it is known who differs in what."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -34,6 +35,14 @@ def test_seeds_are_compared_with_their_like(suite):
     assert line.startswith("Alike for all methods: split, image size, images seen, augmentation")
     assert "Unlike the others: nnU-Net (no backbone weights, text encoder)." in line
     assert "SAM" not in line and "BoltzFormer" not in line
+
+
+def test_what_nobody_has_is_not_alike(suite):
+    for folder in suite.glob("*seed*"):
+        if not folder.name.startswith("nnunet"):
+            shutil.rmtree(folder)
+    line = line_of(suite)
+    assert "Alike for all methods: split, image size, images seen, loss." in line and "backbone" not in line
 
 
 def test_who_differs_is_named_with_what(suite):

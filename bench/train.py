@@ -12,19 +12,21 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.atomic import read_json, write_file
 from bench.cost import inference_cost, peak_memory_mib, restart_peak
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
+from bench.data.geometry import logits_to_original
 from bench.environment import torch_device
 from bench.errors import UserError
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
 from bench.predict import autocast, computes_in_bf16, generator_for, predict_samples
-from bench.spec import Recipe, RunSpec, Weights, sha256_of
-from models.checkpoints import SHARED, CheckpointError, load_published
+from bench.spec import Recipe, RunSpec, Weights
+from bench.weights import same_file
+from models.checkpoints import CheckpointError, load_published
 from models.losses import segmentation_loss
+from models.published_names import SHARED
 from models.text_encoder import TextEncoder
 
 CHECKPOINT = "model.pt"
@@ -157,10 +159,7 @@ def load_weights(model: nn.Module, weights: Weights, suite_dir: Path) -> str:
     UserError where the file is gone, does not fit, or is not the one that `weights` stand for.
     """
     path = Path(read_json(suite_dir / "suite.json", "run `bench run` again")["backbone_weights"])
-    if not path.is_file():
-        raise UserError(f"{path} is gone: give the weights again with --backbone-weights")
-    if sha256_of(path) != weights.sha256:
-        raise UserError(f"{path} has changed since this run was planned: run the same command again")
+    same_file(path, weights, "--backbone-weights")
     try:
         return str(load_published(model, path, SHARED))
     except CheckpointError as error:
@@ -201,9 +200,7 @@ def validate(model: nn.Module, data: DecodedSamples, recipe: Recipe, seed: int) 
                 generator = generator_for(samples[0].image_id, seed, device)
                 logits = model(batch.images, batch.prompts, batch.image_index, generator=generator)
             losses.append(segmentation_loss(logits, batch.masks).item())
-            size = batch.masks.shape[-2:]
-            full = F.interpolate(logits.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            predicted, truth = full > 0, batch.masks > 0.5
+            predicted, truth = logits_to_original(logits, *batch.masks.shape[-2:]) > 0, batch.masks > 0.5
             both = (predicted & truth).sum((1, 2))
             dices.append((2 * both / (predicted.sum((1, 2)) + truth.sum((1, 2))).clamp(min=1)).mean().item())
             weights.append(len(batch.prompts))

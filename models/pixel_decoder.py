@@ -53,9 +53,12 @@ class PixelDecoder(nn.Module):
         self.input_projection = nn.Conv2d(channels[3], width, 1)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads, feedforward) for _ in range(layers))
         self.output32 = ConvBlock(width, width, 3)
-        # from stride 16 to stride 4
-        self.laterals = nn.ModuleList(ConvBlock(channels[i], width, 1, activate=False) for i in (2, 1, 0)[:steps])
-        self.outputs = nn.ModuleList(ConvBlock(width, width, 3) for _ in range(steps))
+        # from stride 16 to stride 4, level by level: a coarser `finest` then draws the same initial weights
+        levels = [
+            (ConvBlock(channels[i], width, 1, activate=False), ConvBlock(width, width, 3)) for i in (2, 1, 0)[:steps]
+        ]
+        self.laterals = nn.ModuleList(lateral for lateral, _ in levels)
+        self.outputs = nn.ModuleList(output for _, output in levels)
         self.mask_features = nn.Conv2d(width, width, 3, padding=1) if finest == 4 else None
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], SemanticMap | None]:

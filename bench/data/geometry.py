@@ -39,12 +39,13 @@ def mask_to_square(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def logits_to_original(logits: Tensor, height: int, width: int) -> Tensor:
-    """(P, s, s) logits in the square frame -> (P, height, width): resized bilinearly, the padding cut off."""
+    """(P, s, s) logits in the square frame -> (P, height, width), the padding cut off.
+
+    Resized as in `models.losses.segmentation_loss`: objects of a few pixels are learned with its kernel (bicubic,
+    antialiased), and may vanish with another.
+    """
     side = max(height, width)
-    antialias = logits.shape[-1] > side
-    full = F.interpolate(
-        logits.float()[:, None], size=(side, side), mode="bilinear", align_corners=False, antialias=antialias
-    )
+    full = F.interpolate(logits.float()[:, None], size=(side, side), mode="bicubic", antialias=True)
     return full[:, 0, :height, :width]
 
 

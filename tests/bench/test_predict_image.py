@@ -112,7 +112,7 @@ def test_confidence_is_the_mean_probability_over_the_mask(toy_runs, tmp_path):
     images = torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         logits = model(images, list(PROMPTS), torch.zeros(2, dtype=torch.int64))
-    full = torch.nn.functional.interpolate(logits[:, None], size=(48, 48), mode="bilinear")[:, 0, :, :40]
+    full = torch.nn.functional.interpolate(logits[:, None], size=(48, 48), mode="bicubic", antialias=True)[:, 0, :, :40]
     for prompt, probability in zip(PROMPTS, full.sigmoid(), strict=True):
         inside = probability[probability > 0.5]
         expected = inside.mean() if len(inside) else probability.max()

@@ -60,6 +60,13 @@ def _seem(spec: RunSpec) -> Method:
     return TrainedSegmenter(spec, lambda: build_seem(spec.backbone, spec.model))
 
 
+def _mask2former(spec: RunSpec) -> Method:
+    from baselines.mask2former import Mask2Former
+    from bench.train import TrainedSegmenter
+
+    return TrainedSegmenter(spec, lambda: Mask2Former(spec.backbone, spec.model))
+
+
 def _full_attention(spec: RunSpec) -> Method:
     from bench.train import TrainedSegmenter
     from models.segmenter import BoltzFormer
@@ -67,13 +74,6 @@ def _full_attention(spec: RunSpec) -> Method:
     return TrainedSegmenter(
         spec, lambda: BoltzFormer(spec.backbone, spec.model.model_copy(update={"attention": "full"}))
     )
-
-
-def _mask2former(spec: RunSpec) -> Method:
-    from baselines.mask2former import Mask2Former
-    from bench.train import TrainedSegmenter
-
-    return TrainedSegmenter(spec, lambda: Mask2Former(spec.backbone, spec.model))
 
 
 def _refuse_overlaps(splits: Splits) -> None:
@@ -131,7 +131,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "seem": MethodEntry("SEEM (text)", _seem, "masked attention at threshold 0.5"),
     "mask2former": MethodEntry(
-        "Mask2Former (text)", _mask2former, "transformers' Mask2Former decoder and pixel decoder, text added to queries"
+        "Mask2Former (text)", _mask2former, "transformers' Mask2Former, its own pixel decoder and loss"
     ),
     "full_attention": MethodEntry("Full attention", _full_attention, "BoltzFormer without masks in its attention"),
     "boltzformer": MethodEntry("BoltzFormer", _boltzformer, "Zhao et al., CVPR 2025"),

@@ -10,6 +10,16 @@ from bench.spec import Suite
 SUITE = Suite(
     name="main",
     title="Text-prompted decoders on identical splits",
-    methods=("location_prior", "nnunet", "biomedparse", "sam", "sam2", "seem", "boltzformer"),
+    methods=(
+        "location_prior",
+        "nnunet",
+        "biomedparse",
+        "sam",
+        "sam2",
+        "seem",
+        "mask2former",
+        "full_attention",
+        "boltzformer",
+    ),
     reference="boltzformer",
 )

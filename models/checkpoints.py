@@ -32,6 +32,7 @@ class CheckpointError(ValueError):
 OPTIONAL = re.compile(
     r"image_encoder\.backbone\.neck\.lateral\."
     r"|image_encoder\.pixel_decoder\.(?:(?:laterals|outputs)\.\d+|mask_features)\."
+    r"|image_encoder\.pixel_decoder\."
     r"|text_encoder\.|decoder\.|pigma\."
 )
 

@@ -40,9 +40,7 @@ class TrialState:
     @property
     def name(self) -> str:
         """Method, backbone, seed."""
-        return " ".join(
-            part for part in (self.spec.row, self.spec.backbone, f"seed {self.spec.seed}") if part != "-"
-        )
+        return " ".join(part for part in (self.spec.row, self.spec.backbone, f"seed {self.spec.seed}") if part != "-")
 
 
 def read_trial(spec: RunSpec, suite_dir: Path, expected: float, now: float) -> TrialState:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from bench import options
 from bench.ablate_commands import ablate
 from bench.data.commands import data_app
 from bench.errors import UserError, full_disk
@@ -33,13 +34,6 @@ First steps:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data")
-
-
-class Executor(StrEnum):
-    """Who runs the trials."""
-
-    ray = "ray"
-    local = "local"
 
 
 class Axis(StrEnum):
@@ -75,34 +69,14 @@ UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 @app.command()
 def run(
     suite: Annotated[str, typer.Option(help="What to run; see `bench list suites`.")] = "main",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A data set folder in the BiomedParse layout, or a folder of such; may be repeated. A URL (s3://, "
-            "gs://, whatever fsspec reads) is copied under the runs folder first. Without it the phantom is "
-            "generated; phantom-easy and phantom-hard are names of two others.",
-            metavar="DIR|URL|NAME",
-        ),
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="The scale; default: chosen from the hardware.")] = None,
+    data: options.Data = None,
+    profile: options.Profile = None,
     methods: Annotated[str | None, typer.Option(help="Only these, e.g. boltzformer,sam.", metavar="A,B")] = None,
-    backbones: Annotated[str | None, typer.Option(help="Only these of the profile.", metavar="A,B")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2.", metavar="0,1")] = None,
-    executor: Annotated[
-        Executor, typer.Option(help="ray: trials side by side; local: one by one here.")
-    ] = Executor.ray,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Folder under runs/; default: the suite, with --data also the data sets' names."),
-    ] = None,
-    backbone_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Published weights to start from: a file (SAM 2, X-Decoder, SEEM, BoltzFormer, timm), or a name on "
-            "the Hugging Face hub such as facebook/sam2-hiera-small. Default: random weights.",
-            metavar="FILE|NAME",
-        ),
-    ] = None,
+    backbones: options.Backbones = None,
+    seeds: options.Seeds = None,
+    executor: options.ExecutorChoice = options.Executor.ray,
+    name: options.Name = None,
+    backbone_weights: options.BackboneWeights = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,14 +85,9 @@ def run(
             metavar="METHOD=FILE|NAME",
         ),
     ] = None,
-    splits: Annotated[
-        Path | None,
-        typer.Option(help="A splits.json of `bench data split`, instead of --data.", metavar="FILE"),
-    ] = None,
+    splits: options.Splits = None,
     runs_dir: RunsDir = Path("runs"),
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print plan, data problems and estimate; train nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Run the trials of a suite that are missing, then print the Dice table and write the report.
 
@@ -145,9 +114,9 @@ def run(
         suite=suite,
         data=tuple(data or ()),
         profile=profile,
-        methods=_names(methods),
-        backbones=_names(backbones),
-        seeds=_seeds(seeds),
+        methods=options.names(methods),
+        backbones=options.names(backbones),
+        seeds=options.seed_numbers(seeds),
         executor=executor.value,
         name=name,
         runs_dir=runs_dir,
@@ -345,7 +314,7 @@ def profile(
 
     _hush_libraries()
     scopes = [kind.value for kind in ([scope] if scope else Scope)]
-    counts = None if threads is None else tuple(sorted(set(_whole_numbers("--threads", threads, "1,2"))))
+    counts = None if threads is None else tuple(sorted(set(options.whole_numbers("--threads", threads, "1,2"))))
     raise typer.Exit(
         profiling.profile(scopes, out or runs_dir / "profile", quick, counts, runs_dir, terminal_console())
     )
@@ -444,26 +413,6 @@ def _die(message: str) -> None:
 def _hush_libraries() -> None:
     """Keeps what libraries tell their developers from the user's terminal."""
     warnings.simplefilter("ignore", FutureWarning)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    seeds = _whole_numbers("--seeds", text, "0,1,2")
-    if min(seeds) < 0:
-        raise UserError(f"--seeds {text!r}: a seed is not negative")
-    return seeds
-
-
-def _whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{option} {text!r} is no list of whole numbers: write e.g. {option} {example}") from None
 
 
 def _listing(kind: Listing, runs_dir: Path):

@@ -154,9 +154,13 @@ class Segmenter(Protocol):
     """
 
     def __call__(
-        self, images: Tensor, prompts: list[str], image_index: Tensor, generator: Generator | None = None
+        self,
+        images: Tensor,
+        prompts: list[str],
+        image_index: Tensor,
+        generator: Generator | Sequence[Generator] | None = None,
     ) -> Tensor:
         """(B, 3, S, S) in 0..255, P prompts, (P,) -> logits (P, h, w); h x w may be smaller than S x S.
 
-        `generator` is the only source of randomness.
+        `generator` is the only source of randomness: one in training, in prediction a sequence of one per prompt.
         """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.data.dataset import load_image
 from bench.data.geometry import image_to_square, masks_from_logits
 from bench.interface import Log, Prediction, Sample
+from models.boltzmann import Draws
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -31,13 +32,13 @@ def _has_bf16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def generator_for(image_id: str, seed: int, device: torch.device) -> torch.Generator:
-    """The randomness of one image's prediction: the same whatever comes before it and however often it is asked."""
-    return torch.Generator(device).manual_seed(zlib.crc32(image_id.encode()) + (seed << 32))
+def generator_for(image_id: str, prompt: str, seed: int, device: torch.device) -> torch.Generator:
+    """The randomness of a prompt's prediction on an image: the same whatever else is asked, and however often."""
+    return torch.Generator(device).manual_seed(zlib.crc32(f"{image_id}\0{prompt}".encode()) + (seed << 32))
 
 
 def predict_logits(
-    model: nn.Module, square: np.ndarray, prompts: Sequence[str], precision: str, generator: torch.Generator, **hooks
+    model: nn.Module, square: np.ndarray, prompts: Sequence[str], precision: str, generator: Draws, **hooks
 ) -> Tensor:
     """One image (S, S, 3) uint8 in the square frame and its P prompts, all together -> logits (P, s, s).
 
@@ -72,8 +73,8 @@ def predict_samples(
         square = image_to_square(load_image(sample.image_file), image_size)
         prompts = [target.prompts[0] for target in sample.targets]
         start = time.perf_counter()
-        generator = generator_for(sample.image_id, seed, device)
-        logits = predict_logits(model, square, prompts, precision, generator)
+        generators = [generator_for(sample.image_id, prompt, seed, device) for prompt in prompts]
+        logits = predict_logits(model, square, prompts, precision, generators)
         masks = masks_from_logits(logits, sample.height, sample.width)
         seconds = (time.perf_counter() - start) / len(prompts)
         for target, mask, confidence in zip(sample.targets, masks, confidences(logits), strict=True):

@@ -95,11 +95,12 @@ def predict_image(
         raise UserError(f"--show-sampling: {spec.method} attends to every token; boltzformer and seem choose some")
     _make(folder)
     square = image_to_square(image, method.recipe.image_size)
-    generator = generator_for(image_id(file), spec.seed, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    generators = [generator_for(image_id(file), prompt, spec.seed, device) for prompt in prompts]
     if show_sampling:
-        logits, layers = predict_sampled(model, square, prompts, method.recipe.precision, generator)
+        logits, layers = predict_sampled(model, square, prompts, method.recipe.precision, generators)
     else:
-        logits = predict_logits(model, square, prompts, method.recipe.precision, generator)
+        logits = predict_logits(model, square, prompts, method.recipe.precision, generators)
     full = logits_to_original(logits, *image.shape[:2])
     masks, probabilities = (full > 0).cpu().numpy(), full.sigmoid().cpu().numpy()
 

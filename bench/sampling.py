@@ -15,7 +15,7 @@ from bench.data.geometry import image_to_square
 from bench.interface import Method, Sample
 from bench.predict import generator_for, predict_logits
 from bench.train import TrainedSegmenter
-from models.boltzmann import annealed_temperature
+from models.boltzmann import Draws, annealed_temperature
 from models.config import ModelConfig
 from models.segmenter import BoltzFormer
 from reports.sampling import CASE_FIELDS, SAMPLING_FILE, SampledCase, SampledLayer, save_cases
@@ -29,7 +29,7 @@ def chooses_tokens(model: nn.Module) -> bool:
 
 
 def predict_sampled(
-    model: BoltzFormer, square: np.ndarray, prompts: Sequence[str], precision: str, generator: torch.Generator
+    model: BoltzFormer, square: np.ndarray, prompts: Sequence[str], precision: str, generator: Draws
 ) -> tuple[Tensor, list[list[SampledLayer]]]:
     """The same logits as `predict_logits`, and for each prompt its layers."""
     decoder = model.decoder
@@ -69,8 +69,8 @@ def leave_sampling(
         sample = by_id[row["dataset"], row["image_id"]]
         square = image_to_square(load_image(sample.image_file), method.recipe.image_size)
         prompts = [target.prompts[0] for target in sample.targets]
-        generator = generator_for(sample.image_id, method.spec.seed, device)
-        _, layers = predict_sampled(method.model, square, prompts, method.recipe.precision, generator)
+        generators = [generator_for(sample.image_id, prompt, method.spec.seed, device) for prompt in prompts]
+        _, layers = predict_sampled(method.model, square, prompts, method.recipe.precision, generators)
         of_object = [target.object for target in sample.targets].index(row["object"])
         cases.append(SampledCase(**row, layers=layers[of_object]))
     save_cases(cases, run_dir / SAMPLING_FILE)

@@ -197,8 +197,9 @@ def validate(model: nn.Module, data: DecodedSamples, recipe: Recipe, seed: int) 
         batch = to_device(batch, device)
         with torch.inference_mode():
             with autocast(device, recipe.precision):
-                generator = generator_for(samples[0].image_id, seed, device)
-                logits = model(batch.images, batch.prompts, batch.image_index, generator=generator)
+                asked = zip(batch.image_index.tolist(), batch.prompts, strict=True)
+                generators = [generator_for(samples[image].image_id, prompt, seed, device) for image, prompt in asked]
+                logits = model(batch.images, batch.prompts, batch.image_index, generator=generators)
             losses.append(segmentation_loss(logits, batch.masks).item())
             predicted, truth = logits_to_original(logits, *batch.masks.shape[-2:]) > 0, batch.masks > 0.5
             both = (predicted & truth).sum((1, 2))

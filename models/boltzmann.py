@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+# what draws: one generator for all prompts, or one for each, whose draws then do not depend on the others
+Draws = torch.Generator | Sequence[torch.Generator] | None
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     # from 1 to 0 while x, the share of the layers that are done, goes from 0 to 1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import MLP, CrossAttention, FeedForward, SelfAttention
-from models.boltzmann import annealed_temperature, sample_tokens, threshold_tokens
+from models.boltzmann import Draws, annealed_temperature, sample_tokens, threshold_tokens
 from models.config import ModelConfig
 from models.semantic import SemanticMap
 
@@ -36,17 +36,20 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mask_embedding = MLP(width, width, width, width)
 
-    def choose_tokens(self, layer: int, logits: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    def choose_tokens(self, layer: int, logits: Tensor, generator: Draws) -> Tensor | None:
         """The attention set of each query at `layer` from its mask logits on that layer's grid, (P, m, N)."""
         config = self.config
         if config.attention == "full":
             return None
         if config.attention == "threshold":
             return threshold_tokens(logits)
+        one_for_all = generator is None or isinstance(generator, torch.Generator)
         # on a CPU prompt by prompt: what is computed on the way then stays in the cache
-        parts = [logits] if logits.is_cuda else logits.split(1)
+        parts = [logits] if logits.is_cuda and one_for_all else logits.split(1)
+        generators = [generator] * len(parts) if one_for_all else generator
         temperature = annealed_temperature(config.temperature, layer, config.layers, config.annealing)
-        return torch.cat([self._sample(part, temperature, generator) for part in parts])
+        drawn = [self._sample(part, temperature, own) for part, own in zip(parts, generators, strict=True)]
+        return torch.cat(drawn)
 
     def _sample(self, logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
         if self.config.compare_per_head:
@@ -61,7 +64,7 @@ class Decoder(nn.Module):
         text: Tensor,
         text_padding: Tensor,
         image_index: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
         choose: TokenChoice | None = None,
     ) -> Tensor:
         """The mask embedding of every query; its product with S is the query's mask.

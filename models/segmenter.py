@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.backbones import IMAGENET, PixelStatistics, build_backbone, normalise
+from models.boltzmann import Draws
 from models.config import ModelConfig
 from models.cpu import quick
 from models.decoder import Decoder, TokenChoice
@@ -105,12 +106,13 @@ class BoltzFormer(nn.Module):
         images: Tensor,
         prompts: list[str],
         image_index: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
         choose: TokenChoice | None = None,
     ) -> Tensor:
         """RGB (B, 3, H, W) in 0..255, P prompts, (P,) int64 -> logits (P, H / 2, W / 2).
 
-        Without PiGMA the logits are (P, H / 4, W / 4). `generator` is the only source of randomness.
+        Without PiGMA the logits are (P, H / 4, W / 4). `generator`, one or one per prompt, is the only source of
+        randomness.
         """
         return self.decode(self.image_encoder(images), prompts, image_index, generator, choose)
 
@@ -119,7 +121,7 @@ class BoltzFormer(nn.Module):
         features: ImageFeatures,
         prompts: list[str],
         image_index: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
         choose: TokenChoice | None = None,
     ) -> Tensor:
         """`forward` from the features of its images on: they serve any number of prompts."""

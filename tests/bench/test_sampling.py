@@ -34,7 +34,7 @@ def test_the_recorded_tokens_are_those_the_layers_attend_to(toy_runs, method):
     square = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     prompts = ["block in toy image", "dark disc", "the block"]
     args = (model, square, prompts, "fp32")
-    logits, layers = predict_sampled(*args, generator_for("a", 0, torch.device("cpu")))
+    logits, layers = predict_sampled(*args, [generator_for("a", prompt, 0, torch.device("cpu")) for prompt in prompts])
     config = model.decoder.config
     assert len(layers) == 3 and {len(of_prompt) for of_prompt in layers} == {config.layers}
     for place, of_prompt in enumerate(layers):
@@ -50,7 +50,7 @@ def test_the_recorded_tokens_are_those_the_layers_attend_to(toy_runs, method):
     rules = {"boltzformer": ["temperature 1", "temperature 0.5", "temperature 0.33"], "seem": ["threshold 0.5"] * 3}
     assert [layer.rule for layer in layers[0][:3]] == rules[method]
     recorded = list(attended)
-    plain = predict_logits(*args, generator_for("a", 0, torch.device("cpu")))
+    plain = predict_logits(*args, [generator_for("a", prompt, 0, torch.device("cpu")) for prompt in prompts])
     assert torch.equal(plain, logits)
     assert all(torch.equal(a, b) for a, b in zip(recorded, attended[len(recorded) :], strict=True))
 
@@ -78,8 +78,8 @@ def test_a_trial_leaves_the_median_object_with_the_tokens_of_its_prediction(toy_
         sample = next(sample for sample in dataset.test if sample.image_id == image_id)
         square = image_to_square(load_image(sample.image_file), trained.recipe.image_size)
         prompts = [target.prompts[0] for target in sample.targets]
-        generator = generator_for(image_id, trained.spec.seed, torch.device("cpu"))
-        _, layers = predict_sampled(trained.model.eval(), square, prompts, trained.recipe.precision, generator)
+        generators = [generator_for(image_id, prompt, trained.spec.seed, torch.device("cpu")) for prompt in prompts]
+        _, layers = predict_sampled(trained.model.eval(), square, prompts, trained.recipe.precision, generators)
         place = [target.object for target in sample.targets].index(name)
         for kept, again in zip(case.layers, layers[place], strict=True):
             assert np.array_equal(kept.share, again.share) and kept.rule == again.rule

@@ -178,3 +178,18 @@ def test_heads_draw_their_own_tokens_only_for_comparison(inputs):
         assert candidates(decoder, *inputs, choose=choose).isfinite().all()
     assert shapes == {False: (3, QUERIES), True: (3, HEADS, QUERIES)}
     assert not ModelConfig().compare_per_head
+
+
+def test_a_prompts_draws_do_not_depend_on_the_others():
+    """A generator for each prompt: its tokens are the same alone, and at another place in the batch."""
+    torch.manual_seed(0)
+    decoder = Decoder(ModelConfig(width=32, heads=4, feedforward=64, layers=3, queries=4)).eval()
+    logits = torch.randn(3, 4, 64)
+    generators = lambda places: [torch.Generator().manual_seed(place) for place in places]  # noqa: E731
+    together = decoder.choose_tokens(0, logits, generators([0, 1, 2]))
+    turned = decoder.choose_tokens(0, logits.flip(0), generators([2, 1, 0]))
+    assert torch.equal(together, turned.flip(0))
+    for place in range(3):
+        alone = decoder.choose_tokens(0, logits[place : place + 1], generators([place]))
+        assert torch.equal(together[place : place + 1], alone)
+    assert not torch.equal(together[0], decoder.choose_tokens(0, logits[:1], generators([5]))[0])

@@ -32,7 +32,7 @@ def suite(build, tmp_path):
 def test_seeds_are_compared_with_their_like(suite):
     """Weights differ from seed to seed, and that is no difference between methods; nnU-Net has none."""
     line = line_of(suite)
-    assert line.startswith("Alike for all methods: split, image size, images seen, augmentation")
+    assert line.startswith("Alike for all methods: split, image size, images seen, loss. Unlike")
     assert "Unlike the others: nnU-Net (no backbone weights, text encoder)." in line
     assert "SAM" not in line and "BoltzFormer" not in line
 

@@ -183,7 +183,7 @@ def test_a_batch_is_learned_by_heart_with_its_object_of_three_pixels(learned):
 
 
 # what is known not to learn it in STEPS steps at 256 px
-TOO_SLOW = {"sam_multimask": "its best mask changes for long: mean Dice 0.90, the dot 0.50 after 300 steps"}
+TOO_SLOW = {"sam_multimask": "its best mask changes for long: mean Dice 0.88, the dot 0.40 after 500 steps"}
 
 
 @pytest.mark.slow

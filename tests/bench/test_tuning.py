@@ -189,7 +189,8 @@ def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, tmp_path):
         time.sleep(0.2)
     kept = experts_in(run_dir)
     # usually one; the second may just have ended before its process noticed
-    assert kept and run_state(run_dir)["state"] == "running"
+    # "failed" where the trial still saw its experts go before it went itself; both are run again
+    assert kept and run_state(run_dir)["state"] in ("running", "failed")
     tuning.run_trials([spec], folder, PROFILE, TWO_CORES)
     assert run_state(run_dir)["state"] == "finished"
     experts = experts_in(run_dir)

@@ -199,7 +199,7 @@ def test_training_starts_from_the_published_weights(method, toy, tmp_path):
     assert torch.equal(trained[f"{trunk}blocks.1.mlp.fc1.weight"], state[f"image_encoder.trunk.{fc1}"])
     (note,) = summary.notes
     assert note.startswith("sam2.pt (SAM 2): ") and "into backbone; random: " in note
-    assert note.endswith("text_encoder") and ("pixel_decoder" in note) == (method != "mask2former")
+    assert "text_encoder" in note and ("pixel_decoder" in note) == (method != "mask2former")
 
 
 def test_weights_that_changed_or_went_since_the_plan_are_refused(toy, tmp_path):

@@ -128,8 +128,8 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
         raise unknown_name("suite", request.suite, SUITES)
     suite = SUITES[request.suite]
     if request.ablations:
-        name = "ablate" if suite.profile is None else f"ablate-{suite.name}"
-        suite = ABLATIONS_OF_BOLTZFORMER.model_copy(update={"name": name, "profile": suite.profile})
+        scale = "" if suite.profile is None else f"-{suite.name}"
+        suite = ABLATIONS_OF_BOLTZFORMER.model_copy(update={"name": f"ablate{scale}", "profile": suite.profile})
     hardware = hardware or detect_hardware()
     if request.profile is not None:
         name, reason = request.profile, "asked for"

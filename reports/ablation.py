@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,16 @@ from bench.fairness import COSTS
 from bench.spec import Ablation
 from experiments.paper import PAPER_DEFAULTS, TABLES_3_TO_8
 from reports.aggregate import score
+from reports.cost import cost_table
 from reports.figures import COLORS, png_of
-from reports.grid import Row, check_grid
+from reports.grid import check_grid
 from reports.load import SuiteResults
 from reports.significance import paired_tests, patient_means
 from reports.statistics import DRAWS, cluster_bootstrap, differences
 from reports.strata import ALL, GROUPS, LARGE, SMALL, members
 from reports.tables import Column, Table, highlight
 
+COST_KEYS = ["train_seconds", *COSTS]
 SIZES = {"all": ALL, "small": SMALL, "large": LARGE}
 
 
@@ -29,10 +30,11 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
     values: what the table shows -> row of the suite ("boltzformer temperature=0.25"); own: the row of the profile's own
     values ("boltzformer"), which the others are compared with. Gaps are shown as in every table.
     """
-    part = _only(results, set(values.values()) | {own})
+    part = results.only({*values.values(), own})
     grid = check_grid(part)
     scores = score(part.records, grid)
     bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
+    costs = cost_table(part, grid).frame  # a line per row of the grid
     everything = np.ones(len(scores.cases), bool)
     tests = paired_tests({"all": patient_means(scores, everything)}, grid.rows, own)
     effects = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, own)
@@ -58,7 +60,7 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
                     "high": found["all_high"],
                     "p": found["p"],
                 }
-            line |= _paper(ablation.name, value, own_value) | _costs(results, row)
+            line |= _paper(ablation.name, value, own_value) | costs.loc[place, COST_KEYS].to_dict()
             line["own"] = "yes" if name == own else ""
             lines.append(line)
     columns = [Column("value", ablation.title), Column("own", "own")]
@@ -118,14 +120,6 @@ def ablation_figure(ablation: Ablation, table: Table) -> bytes | None:
     return png_of(figure)
 
 
-def _only(results: SuiteResults, rows: set[str]) -> SuiteResults:
-    """The same suite with these rows alone."""
-    runs = tuple(run for run in results.runs if run.method in rows)
-    return replace(
-        results, runs=runs, records=results.records[results.records["method"].isin(rows)].reset_index(drop=True)
-    )
-
-
 def _paper(name: str, value: str, own: str | None) -> dict[str, float]:
     """The paper's number of a value, and its difference to our own value, to the paper's where it has not got ours."""
     if (name, value) not in TABLES_3_TO_8:
@@ -133,10 +127,3 @@ def _paper(name: str, value: str, own: str | None) -> dict[str, float]:
     dice, error = TABLES_3_TO_8[name, value]
     against = TABLES_3_TO_8.get((name, own or ""), TABLES_3_TO_8[name, PAPER_DEFAULTS[name]])
     return {"paper": dice, "paper SE": error, "paper_difference": dice - against[0]}
-
-
-def _costs(results: SuiteResults, row: Row) -> dict[str, float]:
-    """Means over the row's seeds."""
-    fits = [run.fit for run in results.runs if (run.method, run.backbone) == (row.method, row.backbone) and run.fit]
-    costs = pd.DataFrame([{"train_seconds": fit.get("train_seconds")} | (fit.get("cost") or {}) for fit in fits])
-    return costs.mean().to_dict()

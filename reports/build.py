@@ -346,7 +346,7 @@ def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
     few = [f"{name} ({count})" for name, count in patients.items() if count < 10]
     if few:
         lines.append(f"Fewer than 10 test patients, so the standard error comes out too small: {', '.join(few)}.")
-    published = {run.method for run in results.runs if run.origin and run.origin.kind == "published"}
+    published = {run.method for run in results.runs if run.published}
     for row, count in zip(grid.rows, scores.both_empty, strict=True):
         if count:
             which = "published records" if row.method in published else "records without truth and prediction"
@@ -356,7 +356,7 @@ def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
 
 def _fit(results: SuiteResults, row) -> list[dict[str, Any]]:
     """The fit summaries of a row's runs, one per seed that got so far."""
-    return [run.fit for run in results.runs if (run.method, run.backbone) == (row.method, row.backbone) and run.fit]
+    return [run.fit for run in results.runs_of(row.method, row.backbone) if run.fit]
 
 
 def _first(fits: list[dict[str, Any]], key: str) -> Any:

@@ -75,10 +75,8 @@ def browser_cases(results: SuiteResults, grid: Grid, scores: Scores) -> list[Cas
     """The chosen cases with their overlays, of each row's first seed; cases whose files are gone are left out."""
     chosen = choose(scores, grid, results.reference)
     cases = scores.cases.loc[chosen]
-    first_runs = {}
-    for run in results.runs:
-        first_runs.setdefault((run.method, run.backbone), run)
-    stored = {place: masks_of(first_runs[row.method, row.backbone], cases) for place, row in enumerate(grid.rows)}
+    firsts = [results.runs_of(row.method, row.backbone)[0] for row in grid.rows]
+    stored = {place: masks_of(run, cases) for place, run in enumerate(firsts)}
     bins = members(cases["area_pct"].to_numpy(), BINS)
     made = []
     for number, case in enumerate(cases.itertuples()):

@@ -21,8 +21,8 @@ import pandas as pd
 
 from bench.errors import UserError
 from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
-from reports.aggregate import misses, per_case, score
-from reports.grid import check_grid
+from reports.aggregate import Scores, misses, per_case, score
+from reports.grid import Grid, check_grid
 from reports.load import SuiteResults, load_suite
 from reports.statistics import LEVEL, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, LARGE, SMALL, members
@@ -93,29 +93,39 @@ class Measured:
     patients: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A suite with what its claims are read from."""
+
+    suite: SuiteResults
+    grid: Grid
+    scores: Scores
+    bootstrap: Bootstrap
+
+
 def claims_table(suites: Sequence[SuiteResults], operations: float | None = None) -> Table:
     """Every claim with the first suite that has run what it needs; operations: how many times fewer a sampled
     cross-attention counted in `bench profile`, None where that was not run.
     """
-    lines = []
+    lines, scored = [], [_scored(suite) for suite in suites]
     for claim in CLAIMS:
-        found = next(filter(None, (_measure(claim, suite) for suite in suites)), None)
+        found = next(filter(None, (_measure(claim, suite) for suite in scored)), None)
         lines.append({"claim": claim.text, "paper": claim.paper, "unit": "points"} | _line(found, claim.rule))
-    misses = next(filter(None, (_misses(suite) for suite in suites)), None)
+    misses = next(filter(None, (_misses(suite) for suite in scored)), None)
     lines.append({"claim": "BoltzFormer misses 1.4% of the targets completely", "paper": MISSES, "unit": "%"})
     lines[-1] |= _line(misses, "share")
     cost = {"claim": "Attention is an order of magnitude cheaper", "paper": 10.0, "unit": "x"}
     verdict = "not run" if operations is None else "supported" if operations >= 10 else "contradicted"
     lines.append(cost | {"ours": operations, "verdict": verdict})
-    keys = ("claim", "unit", "paper", "ours", "low", "high", "patients", "verdict")
-    columns = tuple(
-        Column(key, text, digits)
-        for key, text, digits in zip(
-            keys,
-            ("Claim", "unit", "Paper", "Ours", "low", "high", "Patients", "Verdict"),
-            (None, None, 1, 1, 1, 1, 0, None),
-            strict=True,
-        )
+    columns = (
+        Column("claim", "Claim"),
+        Column("unit", "unit"),
+        Column("paper", "Paper", 1),
+        Column("ours", "Ours", 1),
+        Column("low", "low", 1),
+        Column("high", "high", 1),
+        Column("patients", "Patients", 0),
+        Column("verdict", "Verdict"),
     )
     caption = (
         "Effects in points of Dice with 95% intervals over patients, weighted as in the tables; the paper's at its own "
@@ -126,7 +136,8 @@ def claims_table(suites: Sequence[SuiteResults], operations: float | None = None
         "seeds."
     )
     phantom = any(suite.phantom for suite in suites)
-    return Table("claims", "The paper's claims", caption, pd.DataFrame(lines, columns=list(keys)), columns, phantom)
+    frame = pd.DataFrame(lines, columns=[column.key for column in columns])
+    return Table("claims", "The paper's claims", caption, frame, columns, phantom)
 
 
 def related(results: SuiteResults) -> list[SuiteResults]:
@@ -169,7 +180,7 @@ def verdict(found: Measured, rule: str) -> str:
         return "contradicted"
     distance = abs(found.effect - bound)
     half = (found.effect - found.low) if found.effect > bound else (found.high - found.effect)
-    if distance < 1e-9 * max(half, 1e-9) or distance == 0:
+    if distance <= 1e-9 * half:
         return "undecided: no effect to decide"
     needed = math.ceil(found.patients * (half / distance) ** 2)
     return f"undecided: some {float(f'{needed:.2g}'):,.0f} patients would decide"
@@ -182,18 +193,19 @@ def _line(found: Measured | None, rule: str) -> dict[str, object]:
     return numbers | {"verdict": verdict(found, rule)}
 
 
-def _measure(claim: Claim, suite: SuiteResults) -> Measured | None:
-    """The claim's effect in `suite`, on the first backbone that has both; None where one of them is not complete."""
-    names = [_row(side, suite) for side in (claim.better, claim.worse)]
-    if None in names:
-        return None
-    pair = _only(suite, set(names))
-    grid = check_grid(pair)
-    scores = score(pair.records, grid)
-    places = _places(names, grid.rows, scores.complete)
+def _scored(suite: SuiteResults) -> Scored:
+    grid = check_grid(suite)
+    scores = score(suite.records, grid)
+    return Scored(suite, grid, scores, cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS)))
+
+
+def _measure(claim: Claim, scored: Scored) -> Measured | None:
+    """The claim's effect in a suite, on the first backbone that has both; None where one of them is not complete."""
+    names = [_row(side, scored.suite) for side in (claim.better, claim.worse)]
+    places = None if None in names else _places(names, scored.grid.rows, scored.scores.complete)
     if places is None:
         return None
-    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
+    bootstrap = scored.bootstrap
     groups = (SMALL, LARGE) if claim.gain else (ALL,)
     signs = (1, -1)
     effect = sum(s * _difference(bootstrap.estimate[None], g, places)[0] for s, g in zip(signs, groups, strict=False))
@@ -207,16 +219,15 @@ def _difference(values: np.ndarray, group, places: tuple[int, int]) -> np.ndarra
     return inside[:, places[0]] - inside[:, places[1]]
 
 
-def _misses(suite: SuiteResults) -> Measured | None:
+def _misses(scored: Scored) -> Measured | None:
     """The share of BoltzFormer's targets that no pixel of its mask touches, in percent, averaged as Dice is."""
-    part = _only(suite, {"boltzformer"})
-    grid = check_grid(part)
-    scores = score(part.records, grid)
-    if len(grid.rows) == 0 or not scores.complete[0] or part.records["tp"].isna().any():
+    place = next((place for place, row in enumerate(scored.grid.rows) if row.method == "boltzformer"), None)
+    if place is None or not scored.scores.complete[place]:
         return None
-    missed = per_case(100 * misses(part.records), grid)
-    bootstrap = cluster_bootstrap(replace(scores, dice=missed), members(scores.cases["area_pct"], (ALL,)))
-    return _interval(bootstrap.estimate[0, 0], bootstrap.draws[:, 0, 0], bootstrap)
+    missed = per_case(100 * misses(scored.suite.records), scored.grid)
+    scores = replace(scored.scores, dice=missed)
+    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], (ALL,)))
+    return _interval(bootstrap.estimate[0, place], bootstrap.draws[:, 0, place], bootstrap)
 
 
 def _interval(effect: float, draws: np.ndarray, bootstrap: Bootstrap) -> Measured | None:
@@ -242,8 +253,3 @@ def _places(names: Sequence[str], rows, complete: np.ndarray) -> tuple[int, int]
             if [row.method, other.method] == list(names) and alike and complete[first] and complete[second]:
                 return first, second
     return None
-
-
-def _only(suite: SuiteResults, rows: set[str]) -> SuiteResults:
-    records = suite.records[suite.records["method"].isin(rows)].reset_index(drop=True)
-    return replace(suite, runs=tuple(run for run in suite.runs if run.method in rows), records=records)

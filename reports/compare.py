@@ -14,11 +14,11 @@ from reports.aggregate import score
 from reports.grid import check_grid
 from reports.load import SuiteResults, load_suite
 from reports.significance import paired_tests, patient_means
+from reports.significance_tables import TESTED
 from reports.statistics import DRAWS, cluster_bootstrap, differences
-from reports.strata import ALL, GROUPS, SMALL, members
+from reports.strata import GROUPS, members
 from reports.tables import Column, Table, to_csv, to_markdown
 
-GROUPS_SHOWN = {"all": ALL, "small": SMALL}
 SECOND = "\N{ZERO WIDTH SPACE}"  # marks the rows of the second folder; no method has it in its name
 
 
@@ -58,8 +58,8 @@ def compare_table(a: SuiteResults, b: SuiteResults) -> Table:
         grid = check_grid(pair)
         scores = score(pair.records, grid)
         bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
-        places = {name: GROUPS.index(group) for name, group in GROUPS_SHOWN.items()}
-        inside = members(scores.cases["area_pct"], tuple(GROUPS_SHOWN.values()))
+        places = {name: GROUPS.index(group) for name, group in TESTED.items()}
+        inside = members(scores.cases["area_pct"], tuple(TESTED.values()))
         means = {name: patient_means(scores, inside[:, place]) for place, name in enumerate(places)}
         line: dict[str, object] = {"method": a.label(method, backbone)}
         for name, place in places.items():
@@ -74,7 +74,7 @@ def compare_table(a: SuiteResults, b: SuiteResults) -> Table:
             line |= {f"{name} high": effect[f"{name}_high"], f"{name} p": tests[f"{name}_p"]}
         lines.append(line)
     columns = [Column("method", "Method")]
-    for name in GROUPS_SHOWN:
+    for name in TESTED:
         columns += [
             Column(f"{name} {side}", f"{folder}, {name} (SE)", 1, beside=f"{name} {side} SE")
             for side, folder in enumerate(names)

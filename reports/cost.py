@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bench.fairness import COSTS
-from reports.fairness import NONE, runs_of
+from reports.fairness import NONE
 from reports.figures import png_of, style_of
 from reports.grid import Grid
 from reports.load import SuiteResults
@@ -20,7 +20,7 @@ DRAWN = "ms_1_prompt"  # the cost on the figure's axis
 def cost_table(results: SuiteResults, grid: Grid) -> Table:
     """What each method costs, means over its seeds."""
     frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
-    fits = [[run.fit for run in runs_of(results, row)] for row in grid.rows]
+    fits = [[run.fit for run in results.runs_of(row.method, row.backbone)] for row in grid.rows]
     for key in ("parameters", "train_seconds"):
         frame[key] = [_mean([fit.get(key) for fit in row]) for row in fits]
     for key in COSTS:

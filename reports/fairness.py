@@ -7,7 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from bench.fairness import GIVEN
-from reports.grid import Grid, Row
+from reports.grid import Grid
 from reports.load import Run, SuiteResults
 from reports.tables import Column, Table
 
@@ -18,7 +18,7 @@ PER_BACKBONE = ("backbone_weights",)  # equal for all methods on one backbone
 
 def fairness_table(results: SuiteResults, grid: Grid) -> Table:
     """Rows: methods; columns: what each was given, of its first seed. A value unlike most others' is underlined."""
-    firsts = [runs_of(results, row)[0] for row in grid.rows]
+    firsts = [results.runs_of(row.method, row.backbone)[0] for row in grid.rows]
     frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
     for key in GIVEN:
         frame[key] = [_given(run, key) for run in firsts]
@@ -75,8 +75,3 @@ def _odd(runs: list[Run]) -> list[tuple[Run, str]]:
 def _given(run: Run, key: str) -> str:
     given = run.fit.get("given") or {}
     return given.get(key, NONE) if given else UNKNOWN
-
-
-def runs_of(results: SuiteResults, row: Row) -> list[Run]:
-    """The runs of a row, one per seed."""
-    return [run for run in results.runs if (run.method, run.backbone) == (row.method, row.backbone)]

@@ -154,13 +154,11 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
     """
     from matplotlib.figure import Figure
 
-    first_runs = {}
-    for run in results.runs:
-        first_runs.setdefault((run.method, run.backbone), run)
-    rows = [row for row in grid.rows if not _is_published(first_runs[row.method, row.backbone])]
+    firsts = [(row, results.runs_of(row.method, row.backbone)[0]) for row in grid.rows]
+    rows = [row for row, run in firsts if not run.published]
+    runs = [run for _, run in firsts if not run.published]
     if not rows:
         return None, []
-    runs = [first_runs[row.method, row.backbone] for row in rows]
     chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
     predictions = [masks_of(run, chosen) for run in runs]
     dice = _dice_of(results.records)
@@ -227,10 +225,6 @@ def masks_of(run: Run, chosen: pd.DataFrame) -> dict[int, dict]:
     found = {(line["dataset"], line["image_id"], line["object"]): line for line in stored.to_dict("records")}
     keys = zip(chosen["dataset"], chosen["image_id"], chosen["object"], strict=True)
     return {index: found[key] for index, key in zip(chosen.index, keys, strict=True) if key in found}
-
-
-def _is_published(run: Run) -> bool:
-    return run.origin is not None and run.origin.kind == "published"  # numbers without masks
 
 
 def _dice_of(records: pd.DataFrame) -> dict[tuple, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from bench.records import ADDED_COLUMNS, READABLE_VERSIONS, RECORD_COLUMNS
 from bench.spec import Origin, RunSpec, folder_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 COUNTS = ("tp", "fp", "fn")
 NUMBERS = (*COUNTS, *ADDED_COLUMNS)
@@ -45,6 +45,11 @@ class Run:
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     origin: Origin | None = None  # of a row that was not run here
 
+    @property
+    def published(self) -> bool:
+        """Whether it is somebody's numbers, without masks."""
+        return self.origin is not None and self.origin.kind == "published"
+
 
 @dataclass(frozen=True)
 class SuiteResults:
@@ -69,6 +74,16 @@ class SuiteResults:
         """The row name in the style of the paper's Table 1, "BoltzFormer+Hiera-S"."""
         name = self.methods.get(method, method)
         return name if backbone == "-" else f"{name}+{self.backbones.get(backbone, backbone)}"
+
+    def runs_of(self, method: str, backbone: str) -> list[Run]:
+        """The runs of a row, one per seed."""
+        return [run for run in self.runs if (run.method, run.backbone) == (method, backbone)]
+
+    def only(self, methods: Collection[str]) -> SuiteResults:
+        """The same suite with these methods alone."""
+        runs = tuple(run for run in self.runs if run.method in methods)
+        records = self.records[self.records["method"].isin(methods)].reset_index(drop=True)
+        return replace(self, runs=runs, records=records)
 
 
 def load_suite(suite_dir: Path) -> SuiteResults:
@@ -214,8 +229,7 @@ def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
         if len(other) or records[name].isna().any():
             found = other.iloc[0] if len(other) else "empty"
             raise _rerun(path, f"has {name} {found}, expected {value}")
-    published = run.origin is not None and run.origin.kind == "published"
-    may_be_empty = ("seconds", *ADDED_COLUMNS, *(COUNTS if published else ()))
+    may_be_empty = ("seconds", *ADDED_COLUMNS, *(COUNTS if run.published else ()))
     holes = [name for name in RECORD_COLUMNS if name not in may_be_empty and records[name].isna().any()]
     if holes:
         raise _rerun(path, f"has empty values in {', '.join(holes)}")

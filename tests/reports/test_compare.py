@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from bench.errors import UserError
@@ -23,8 +24,6 @@ def suites(build, tmp_path):
             shutil.rmtree(folder)
         elif folder.is_dir():
             records[folder.name.partition("-")[0]] = folder / "records.parquet"
-    import pandas as pd
-
     frames = {name: pd.read_parquet(path) for name, path in records.items()}
     for name, other in (("boltzformer", "sam"), ("sam", "boltzformer")):
         frame = frames[other].assign(method=name)

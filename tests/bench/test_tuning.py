@@ -126,7 +126,9 @@ def experts_in(run_dir):
 
 
 @pytest.mark.slow
-def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, tmp_path):
+def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, tmp_path, monkeypatch):
+    # a core each in Ray; two threads would add up in another order, on some processors to other weights
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     here, there = tmp_path / "here", tmp_path / "there"
     specs = nnunet_suite(toy, here, ("nnunet", "location_prior"))
     nnunet_suite(toy, there)

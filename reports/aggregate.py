@@ -209,7 +209,8 @@ def seed_averages(records: pd.DataFrame, grid: Grid, scores: Scores) -> np.ndarr
     """
     seeds, seed_code = np.unique(records["seed"].to_numpy(), return_inverse=True)
     shape = (len(grid.rows), len(seeds), len(grid.datasets))
-    dataset_code = pd.Categorical(records["dataset"], categories=list(grid.datasets)).codes
+    of_case = pd.Categorical(grid.cases["dataset"], categories=list(grid.datasets)).codes
+    dataset_code = of_case[grid.case_code]
     place = np.ravel_multi_index((grid.row_code, seed_code, dataset_code), shape)
     dice = record_dice(records)
     valid = ~np.isnan(dice)

@@ -11,6 +11,7 @@ import pandas as pd
 from bench.atomic import write_file
 from bench.errors import UserError
 from reports.aggregate import score
+from reports.frame import FRAME_COLUMNS, IDS
 from reports.grid import check_grid
 from reports.load import SuiteResults, load_suite
 from reports.significance import paired_tests, patient_means
@@ -101,5 +102,5 @@ def _pair(a: SuiteResults, b: SuiteResults, method: str, backbone: str) -> Suite
         mine = [run for run in results.runs if (run.method, run.backbone) == (method, backbone)]
         runs += [replace(run, method=method + mark) for run in mine]
         chosen = (results.records["method"] == method) & (results.records["backbone"] == backbone)
-        frames.append(results.records[chosen].assign(method=method + mark).astype({"method": "string"}))
-    return replace(a, runs=tuple(runs), records=pd.concat(frames, ignore_index=True))
+        frames.append(results.records[chosen].astype(dict.fromkeys(IDS, "string")).assign(method=method + mark))
+    return replace(a, runs=tuple(runs), records=pd.concat(frames, ignore_index=True).astype(FRAME_COLUMNS))

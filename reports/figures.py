@@ -161,7 +161,7 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
         return None, []
     chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
     predictions = [masks_of(run, chosen) for run in runs]
-    dice = _dice_of(results.records)
+    dice = _dice_of(results.records[results.records["image_id"].isin(chosen["image_id"])])
     panels, notes = [], []
     for case in chosen.itertuples():
         files = next((found[case.Index] for found in predictions if case.Index in found), None)

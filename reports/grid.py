@@ -58,15 +58,14 @@ def check_grid(results: SuiteResults) -> Grid:
     area or image size (they were not scored against the same truth).
     """
     records = results.records
-    _refuse_duplicates(records)
-    _refuse_disagreement(records)
-    case_code = records.groupby(CASE, sort=True).ngroup().to_numpy(dtype=np.int64)
-    cases = records.loc[~pd.Series(case_code, index=records.index).duplicated(), [*CASE, *TRUTH]]
-    cases = cases.sort_values(CASE, ignore_index=True)
+    case_code = _codes(records, CASE)
+    first = _first_of_each(case_code)
+    cases = records[[*CASE, *TRUTH]].iloc[first].reset_index(drop=True)
+    cases = cases.astype(dict.fromkeys((*CASE, "patient"), "string"))
     rows = _rows(results)
-    places = {(row.method, row.backbone): place for place, row in enumerate(rows)}
-    pairs = pd.MultiIndex.from_frame(records[["method", "backbone"]])
-    row_code = pd.Series(places, dtype="int64").reindex(pairs).to_numpy() if len(records) else np.empty(0, np.int64)
+    row_code = _row_codes(records, rows)
+    _refuse_duplicates(records, case_code, row_code)
+    _refuse_disagreement(records, case_code, first)
     found = np.bincount(case_code * len(rows) + row_code, minlength=len(cases) * len(rows))
     present = found.reshape(len(cases), len(rows)) == np.array([len(row.seeds) for row in rows])
     return Grid(
@@ -102,38 +101,60 @@ def _rows(results: SuiteResults) -> tuple[Row, ...]:
     )
 
 
-def _refuse_duplicates(records: pd.DataFrame) -> None:
+def _codes(records: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """(n,) int64: the number of each record's group, groups in the order of their values."""
+    return records.groupby(columns, sort=True, observed=True).ngroup().to_numpy(dtype=np.int64)
+
+
+def _first_of_each(codes: np.ndarray) -> np.ndarray:
+    """Where each of the codes 0 .. m - 1 stands first: (n,) -> (m,) int64."""
+    first = np.empty(codes.max(initial=-1) + 1, dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+    return first
+
+
+def _row_codes(records: pd.DataFrame, rows: tuple[Row, ...]) -> np.ndarray:
+    """(n,) int64: the place in `rows` of each record's row."""
+    codes = _codes(records, ["method", "backbone"])
+    places = {(row.method, row.backbone): place for place, row in enumerate(rows)}
+    pairs = records[["method", "backbone"]].iloc[_first_of_each(codes)].itertuples(index=False, name=None)
+    return np.array([places[pair] for pair in pairs], dtype=np.int64)[codes]
+
+
+def _refuse_duplicates(records: pd.DataFrame, case_code: np.ndarray, row_code: np.ndarray) -> None:
+    seeds, seed_code = np.unique(records["seed"].to_numpy(), return_inverse=True)
+    run_code = row_code * len(seeds) + seed_code
+    if np.bincount(case_code * (run_code.max(initial=0) + 1) + run_code).max(initial=0) < 2:
+        return
     twice = records.duplicated([*RUN, *CASE])
-    if twice.any():
-        first = records.loc[twice].iloc[0]
-        raise UserError(
-            f"{int(twice.sum())} records are there twice, first {first['method']} seed {first['seed']} on "
-            f"{first['dataset']}/{first['image_id']} '{first['object']}' ('{first['prompt']}'): "
-            "delete the run's folder and run the suite again"
-        )
+    first = records.loc[twice].iloc[0]
+    raise UserError(
+        f"{int(twice.sum())} records are there twice, first {first['method']} seed {first['seed']} on "
+        f"{first['dataset']}/{first['image_id']} '{first['object']}' ('{first['prompt']}'): "
+        "delete the run's folder and run the suite again"
+    )
 
 
-def _refuse_disagreement(records: pd.DataFrame) -> None:
-    distinct = records.drop_duplicates([*CASE, *TRUTH])
-    again = distinct.duplicated(CASE)
-    if again.any():
-        other = distinct.loc[again].iloc[0]
-        same_case = (distinct[CASE] == other[CASE]).all(axis=1)
-        first = distinct.loc[same_case].iloc[0]
-        field = next(name for name in TRUTH if first[name] != other[name])
-        raise UserError(
-            f"{first['method']} and {other['method']} disagree on {field} of "
-            f"{first['dataset']}/{first['image_id']} '{first['object']}' ({first[field]} and "
-            f"{other[field]}): they were not scored against the same data; delete their run folders and run "
-            "the suite again"
-        )
+def _refuse_disagreement(records: pd.DataFrame, case_code: np.ndarray, first: np.ndarray) -> None:
+    for field in TRUTH:
+        values = _codes(records, [field]) if field == "patient" else records[field].to_numpy()
+        differs = values != values[first][case_code]
+        if differs.any():
+            other = records.iloc[int(differs.argmax())]
+            one = records.iloc[first[case_code[int(differs.argmax())]]]
+            raise UserError(
+                f"{one['method']} and {other['method']} disagree on {field} of "
+                f"{one['dataset']}/{one['image_id']} '{one['object']}' ({one[field]} and "
+                f"{other[field]}): they were not scored against the same data; delete their run folders and run "
+                "the suite again"
+            )
 
 
 def _gaps(results: SuiteResults, cases: pd.DataFrame) -> pd.DataFrame:
     """What each run lacks, data set by data set."""
     datasets = dataset_order({*results.data, *cases["dataset"]})
     expected = cases["dataset"].value_counts()
-    found = results.records.groupby([*RUN, "dataset"]).size()
+    found = results.records.groupby([*RUN, "dataset"], observed=True).size()
     reasons = {
         "finished": "no records",
         "running": "still running",

@@ -14,17 +14,14 @@ from pydantic import ValidationError
 
 from bench.atomic import read_json
 from bench.errors import UserError
-from bench.records import ADDED_COLUMNS, READABLE_VERSIONS, RECORD_COLUMNS
+from bench.records import ADDED_COLUMNS, READABLE_VERSIONS
 from bench.spec import Origin, RunSpec, folder_name
+from reports.frame import COUNTS, VERSIONS, RecordFile, fault, first_line, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-COUNTS = ("tp", "fp", "fn")
-NUMBERS = (*COUNTS, *ADDED_COLUMNS)
-FRAME_COLUMNS = RECORD_COLUMNS | dict.fromkeys(NUMBERS, "float64")  # of records in memory: NaN where there are none
 STATES = ("finished", "failed", "running", "interrupted", "left out")
-_VERSIONS = " and ".join(map(str, READABLE_VERSIONS))
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
 
 
@@ -108,18 +105,14 @@ def load_suite(suite_dir: Path) -> SuiteResults:
             raise UserError(f"{path} has no '{key}': run the suite again")
     if suite["schema_version"] not in READABLE_VERSIONS:
         raise UserError(
-            f"{path} has schema version {suite['schema_version']}, this version reads {_VERSIONS}: "
+            f"{path} has schema version {suite['schema_version']}, this version reads {VERSIONS}: "
             "move the suite folder away and run the suite again"
         )
     methods, backbones = suite.get("methods", {}), suite.get("backbones", {})
-    runs, frames = [], []
+    runs = []
     for run_id in suite["runs"]:
         folder = suite_dir / run_id
-        run = _load_run(folder, methods, suite["split_hash"])
-        runs.append(run)
-        if run.state == "finished":
-            frames.append(_load_records(run, suite["split_hash"]))
-    records = pd.concat(frames, ignore_index=True) if frames else empty_records()
+        runs.append(_load_run(folder, methods, suite["split_hash"]))
     return SuiteResults(
         folder=suite_dir,
         suite=suite["suite"],
@@ -133,14 +126,9 @@ def load_suite(suite_dir: Path) -> SuiteResults:
         backbones=backbones,
         reference=suite.get("reference"),
         runs=tuple(runs),
-        records=records,
+        records=read_records([_record_file(run, suite["split_hash"]) for run in runs if run.state == "finished"]),
         ablations=suite.get("ablations", {}),
     )
-
-
-def empty_records() -> pd.DataFrame:
-    """No rows, all FRAME_COLUMNS with their dtypes."""
-    return pd.DataFrame(columns=list(FRAME_COLUMNS)).astype(FRAME_COLUMNS)
 
 
 def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
@@ -151,7 +139,7 @@ def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, filters=[("image_id", "in", sorted(set(image_ids)))])
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise _rerun(path, f"cannot be read ({_first_line(error)})") from error
+        raise fault(path, f"cannot be read ({first_line(error)})") from error
 
 
 def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
@@ -164,9 +152,9 @@ def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise _rerun(spec_path, f"is not a run's spec ({where}: {first['msg']})") from error
+            raise fault(spec_path, f"is not a run's spec ({where}: {first['msg']})") from error
         if spec.split_hash != split_hash:
-            raise _rerun(spec_path, f"has split {spec.split_hash}, the suite has {split_hash}")
+            raise fault(spec_path, f"has split {spec.split_hash}, the suite has {split_hash}")
         method, backbone, seed, origin = spec.row, spec.backbone, spec.seed, spec.origin
     else:
         method, backbone, seed = _parse_run_id(folder.name, methods)
@@ -174,7 +162,7 @@ def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
     state = status.get("state")
     if status_path.is_file() and (state not in STATES or not spec_path.is_file()):
         what = "stands without spec.json" if state in STATES else f"has the unknown state '{state}'"
-        raise _rerun(status_path, what)
+        raise fault(status_path, what)
     env_path = folder / "env.json"
     return Run(
         run_id=folder.name,
@@ -204,36 +192,12 @@ def _parse_run_id(run_id: str, methods: dict[str, str]) -> tuple[str, str, int]:
     raise UserError(f"suite.json expects the run '{run_id}', which names none of its methods: run the suite again")
 
 
-def _load_records(run: Run, split_hash: str) -> pd.DataFrame:
+def _record_file(run: Run, split_hash: str) -> RecordFile:
     path = run.folder / "records.parquet"
     if not path.is_file():
-        raise _rerun(path, "is missing from a finished run")
-    try:
-        records = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise _rerun(path, f"cannot be read ({_first_line(error)})") from error
-    lacking = [name for name in RECORD_COLUMNS if name not in records and name not in ADDED_COLUMNS]
-    if lacking:
-        raise _rerun(path, f"lacks the columns {', '.join(lacking)}")
-    if unknown := set(records["schema_version"]) - set(READABLE_VERSIONS):
-        raise _rerun(path, f"has schema_version {min(unknown)}, this version reads {_VERSIONS}")
-    # an empty file has no values to disagree; the grid check then shows it as a gap
-    expected = {
-        "split_hash": split_hash,
-        "method": run.method,
-        "backbone": run.backbone,
-        "seed": run.seed,
-    }
-    for name, value in expected.items():
-        other = records.loc[records[name] != value, name]
-        if len(other) or records[name].isna().any():
-            found = other.iloc[0] if len(other) else "empty"
-            raise _rerun(path, f"has {name} {found}, expected {value}")
-    may_be_empty = ("seconds", *ADDED_COLUMNS, *(COUNTS if run.published else ()))
-    holes = [name for name in RECORD_COLUMNS if name not in may_be_empty and records[name].isna().any()]
-    if holes:
-        raise _rerun(path, f"has empty values in {', '.join(holes)}")
-    return records.reindex(columns=list(FRAME_COLUMNS)).astype(FRAME_COLUMNS)
+        raise fault(path, "is missing from a finished run")
+    expected = {"split_hash": split_hash, "method": run.method, "backbone": run.backbone, "seed": run.seed}
+    return RecordFile(path, expected, ("seconds", *ADDED_COLUMNS, *(COUNTS if run.published else ())))
 
 
 def _load_history(path: Path) -> pd.DataFrame:
@@ -258,12 +222,3 @@ def _read_json(path: Path, fix: str | None = None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object: {fix}")
     return content
-
-
-def _rerun(path: Path, what: str) -> UserError:
-    """All faults of a run have one fix."""
-    return UserError(f"{path} {what}: delete {path.parent} and run the suite again")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

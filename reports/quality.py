@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reports.aggregate import Scores, misses, per_case, record_dice
+from reports.frame import COUNTS
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.statistics import cluster_bootstrap
@@ -55,13 +56,16 @@ def quality_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table | 
 
 def detection_table(results: SuiteResults, grid: Grid) -> Table | None:
     """Lesions found and invented, and how confidence goes with Dice; None where no run has recorded lesions."""
-    records = results.records
+    used = ["dataset", *COUNTS, "dice", "confidence", "lesions", "found", "detections", "hits"]
+    records = results.records[used]
     if not records["lesions"].notna().any():
         return None
     lines = []
     for place, row in enumerate(grid.rows):
         mine = records[grid.row_code == place]
-        by_dataset = [_detection(part) for _, part in mine.groupby("dataset", sort=True)] if len(mine) else []
+        by_dataset = (
+            [_detection(part) for _, part in mine.groupby("dataset", sort=True, observed=True)] if len(mine) else []
+        )
         means = pd.DataFrame(by_dataset).mean() if by_dataset else pd.Series(dtype=np.float64)
         complete = bool(grid.present[:, place].all()) and len(grid.cases) > 0
         keys = ("recall", "precision", "f1", "average_precision", "calibration")

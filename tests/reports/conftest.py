@@ -14,8 +14,9 @@ from bench.metrics import lesions, surfaces
 from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
 from bench.spec import RunSpec
 from reports.aggregate import Scores, score
+from reports.frame import FRAME_COLUMNS, empty_records
 from reports.grid import Grid, check_grid
-from reports.load import FRAME_COLUMNS, SuiteResults, empty_records
+from reports.load import SuiteResults
 
 SPLIT = "split0123"
 OBJECTS = {"LIDC-IDRI": ["nodule"], "AMOS22-CT": ["left kidney", "right kidney"], "zebra": ["<b>stripe</b>"]}

@@ -81,7 +81,7 @@ def test_standard_error_against_a_loop(build):
 def test_clustering_matters(build):
     """Slices of one patient resemble each other: patients drawn whole vary more than slices drawn alone."""
     frame = records(build, methods=("a",))
-    alone = frame.assign(patient=(frame["patient"] + frame["image_id"]).astype("string"))
+    alone = frame.assign(patient=frame["patient"].astype("string") + frame["image_id"].astype("string"))
     errors = []
     for records_ in (frame, alone):
         _, scores = build.scores(records_)

@@ -434,3 +434,5 @@ def _report(plan: Plan, console: Console, parent: Tracker | None) -> None:
     console.print(f"report   {report.html}", highlight=False, soft_wrap=True)
     if parent is not None:
         parent.artifacts(plan.folder / "report", plan.folder / "suite.json", plan.folder / "splits.json")
+        for spec in plan.specs:
+            parent.artifacts(plan.folder / spec.run_id / "records.parquet", folder=f"records/{spec.run_id}")

@@ -117,7 +117,12 @@ def test_from_data_to_report_and_only_what_is_missing_again(request_of, tmp_path
     (parent,) = [run for run in runs if run not in children]
     assert len(children) == 3 and {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert "report" in {item.path for item in client.list_artifacts(parent.info.run_id)}
+    kept = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"report", "records", "suite.json", "splits.json"} <= kept
+    report = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"index.html", "claims.csv", "main_table.csv", "dice_vs_size.png"} <= report
+    records = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "records")}
+    assert records == {run.info.run_name for run in children}
     files = {item.path for item in client.list_artifacts(children[0].info.run_id)}
     assert {"records.parquet", "spec.json", "env.json"} <= files
 

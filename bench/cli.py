@@ -19,7 +19,7 @@ from bench.data.commands import data_app
 from bench.errors import UserError, full_disk
 from bench.external_commands import evaluate, import_results
 from bench.options import RunsDir
-from bench.terminal import terminal_console, text_table
+from bench.terminal import progress_bar, terminal_console, text_table
 
 HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
 
@@ -135,6 +135,9 @@ def report(
         str | None,
         typer.Option(help="Another run on the same split: what changed from NAME to it.", metavar="NAME|DIR"),
     ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper/--no-paper", help="The paper's Tables 1, 2 and 9 in columns beside ours.")
+    ] = True,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write tables and figures again from the records, and print the Dice table.
@@ -142,6 +145,7 @@ def report(
     \b
     Examples:
       bench report main
+      bench report main --no-paper
       bench report main --compare main-of-last-week
     """
     from reports.build import build_report
@@ -155,7 +159,7 @@ def report(
         console.print(to_rich(table))
         console.print(f"report   {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
         return
-    built = build_report(folder)
+    built = build_report(folder, paper=paper)
     console.print(to_rich(built.main))
     console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
 
@@ -168,6 +172,40 @@ def _suite_folder(name: str, runs_dir: Path) -> Path:
         have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
         raise UserError(f"no suite.json in {folder}: {have}")
     return folder
+
+
+@app.command()
+def phrasings(
+    name: Annotated[str, typer.Argument(help="Name under the runs folder, or a folder.", metavar="NAME|DIR")],
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Ask the trained models of a run for every test mask in other words: how much does Dice change?
+
+    A comparison asks for each test mask once, by the first phrasing of its object, and its tables stay so. Here the
+    models that read prompts are asked by all other phrasings of the data set too; nothing is trained. The report then
+    has two tables more: prompts (spread of Dice over the phrasings of a mask, worst phrasing) and phrasings (Dice of
+    each). Stop it at any time: the same command asks the models that are missing.
+
+    \b
+    Example:
+      bench phrasings main
+    """
+    from bench.phrasings import ask_phrasings
+    from reports.build import build_report
+    from reports.tables import to_rich
+
+    _hush_libraries()
+    console = terminal_console()
+    with progress_bar(console, "asking in other words") as on_progress:
+        asked = ask_phrasings(_suite_folder(name, runs_dir), on_progress)
+    built = build_report(asked.folder)
+    if built.prompts is not None:
+        console.print(to_rich(built.prompts))
+    for run_id, reason in asked.left_out.items():
+        console.print(f"not asked {run_id}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    earlier = f", {len(asked.earlier)} runs had been" if asked.earlier else ""
+    console.print(f"asked    {len(asked.runs)} runs for {asked.prompts:,} phrasings each{earlier}", highlight=False)
+    console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,11 +16,21 @@ from typing import TYPE_CHECKING, Any
 from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
-from bench.records import ADDED_COLUMNS, READABLE_VERSIONS, RECORD_COLUMNS, SCHEMA_VERSION, encode_mask, write_table
+from bench.records import (
+    ADDED_COLUMNS,
+    PHRASINGS_FILE,
+    READABLE_VERSIONS,
+    RECORD_COLUMNS,
+    SCHEMA_VERSION,
+    encode_mask,
+    write_table,
+)
 from bench.runlog import RunLog
 from bench.spec import RunSpec, Weights, flatten
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bench.data.splits import Splits
     from bench.tracking import Tracker
 
@@ -79,6 +89,7 @@ def execute(
         "spec_hash": spec.hash,
     }
     (run_dir / "progress.json").unlink(missing_ok=True)
+    (run_dir / PHRASINGS_FILE).unlink(missing_ok=True)  # of weights that are trained anew
     write_json(run_dir / "spec.json", spec.model_dump(mode="json"))
     write_json(run_dir / "status.json", status)
     tracker = None
@@ -149,34 +160,14 @@ def collect(spec: RunSpec, splits: Splits, predictions: Iterable[Prediction]) ->
     Raises RuntimeError where a target is left out, answered twice or has a mask of another size.
     """
     from bench.data.dataset import load_mask
-    from bench.metrics import counts, lesions, surfaces
 
     records, masks = [], []
     for prediction in checked(predictions, splits.test):
         sample, target = prediction.sample, prediction.target
         truth = load_mask(target.mask_file)
-        tp, fp, fn = (int(count) for count in counts(prediction.mask, truth))
+        records.append(record_of(spec, prediction, truth))
         ids = {"dataset": sample.dataset, "object": target.object, "image_id": sample.image_id}
         size = {"height": sample.height, "width": sample.width}
-        records.append(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "spec_hash": spec.hash,
-                "split_hash": spec.split_hash,
-                "method": spec.row,
-                "backbone": spec.backbone,
-                "seed": spec.seed,
-                **ids,
-                "patient": sample.patient,
-                "prompt": target.prompts[0],
-                **{"tp": tp, "fp": fp, "fn": fn, "area_px": tp + fn},
-                **size,
-                "seconds": prediction.seconds,
-                "confidence": prediction.confidence,
-                **surfaces(prediction.mask, truth),
-                **lesions(prediction.mask, truth),
-            }
-        )
         root = splits.roots[sample.dataset]
         files = {
             "image_file": _relative(sample.image_file, root),
@@ -184,6 +175,34 @@ def collect(spec: RunSpec, splits: Splits, predictions: Iterable[Prediction]) ->
         }
         masks.append({**ids, **files, **size, "runs": encode_mask(prediction.mask)})
     return records, masks
+
+
+def record_of(spec: RunSpec, prediction: Prediction, truth: np.ndarray) -> dict[str, Any]:
+    """The record of one prediction against its target's (height, width) bool mask, asked for by its first prompt."""
+    from bench.metrics import counts, lesions, surfaces
+
+    sample, target = prediction.sample, prediction.target
+    tp, fp, fn = (int(count) for count in counts(prediction.mask, truth))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "spec_hash": spec.hash,
+        "split_hash": spec.split_hash,
+        "method": spec.row,
+        "backbone": spec.backbone,
+        "seed": spec.seed,
+        "dataset": sample.dataset,
+        "object": target.object,
+        "image_id": sample.image_id,
+        "patient": sample.patient,
+        "prompt": target.prompts[0],
+        **{"tp": tp, "fp": fp, "fn": fn, "area_px": tp + fn},
+        "height": sample.height,
+        "width": sample.width,
+        "seconds": prediction.seconds,
+        "confidence": prediction.confidence,
+        **surfaces(prediction.mask, truth),
+        **lesions(prediction.mask, truth),
+    }
 
 
 def checked(predictions: Iterable[Prediction], samples: Sequence[Sample]) -> Iterator[Prediction]:

@@ -73,7 +73,7 @@ def predict_image(
     """
     prompts = _checked(prompts)
     run_dir = find_run(checkpoint, runs_dir)
-    spec = _segmenter_spec(run_dir)
+    spec = segmenter_spec(run_dir)
     image, read = read_image(file, index, axis, window)
     truths = _targets(targets, prompts, image.shape[:2], show_sampling)
     folder = out if out is not None else Path(f"{image_id(file)}-prediction")
@@ -89,7 +89,7 @@ def predict_image(
 
     seed_everything(spec.seed)  # for the repeatable kernels; the sampling has a generator of its own
     _fits_context(prompts, spec)
-    method = _load(spec, run_dir)
+    method = load_segmenter(spec, run_dir)
     model = method.model.eval()
     if show_sampling and not chooses_tokens(model):
         raise UserError(f"--show-sampling: {spec.method} attends to every token; boltzformer and seem choose some")
@@ -197,8 +197,8 @@ def _make(folder: Path) -> None:
         raise UserError(f"--out {folder} cannot be made ({error.strerror}): name another folder") from None
 
 
-def _segmenter_spec(run_dir: Path) -> RunSpec:
-    """The spec of a run whose method answers prompts on one image."""
+def segmenter_spec(run_dir: Path) -> RunSpec:
+    """The spec of a run whose method answers prompts on one image; UserError for any other."""
     from pydantic import ValidationError
 
     file = run_dir / "spec.json"
@@ -217,7 +217,8 @@ def _segmenter_spec(run_dir: Path) -> RunSpec:
     return spec
 
 
-def _load(spec: RunSpec, run_dir: Path) -> TrainedSegmenter:
+def load_segmenter(spec: RunSpec, run_dir: Path) -> TrainedSegmenter:
+    """The trained model of a run; UserError where its file is broken or of another model."""
     try:
         return METHODS[spec.method].build(spec).load(run_dir)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:

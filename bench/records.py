@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has none of ADDED_COLUMNS
+PHRASINGS_FILE = "phrasings.parquet"  # records of a run's test masks, asked for in other words (`bench phrasings`)
 
 # column -> dtype. Ids first, then counts in pixels of the original image.
 RECORD_COLUMNS = {

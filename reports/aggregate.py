@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,12 @@ class Scores:
     complete: np.ndarray
     seconds: np.ndarray
     both_empty: np.ndarray
+
+
+def only_cases(scores: Scores, inside: np.ndarray) -> Scores:
+    """The scores of the cases in `inside`, (C,) bool; which rows are complete, and seconds, stay those of all."""
+    cases = scores.cases[inside].reset_index(drop=True)
+    return replace(scores, cases=cases, dice=scores.dice[inside], present=scores.present[inside])
 
 
 def dice_percent(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:

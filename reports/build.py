@@ -26,11 +26,15 @@ from reports.aggregate import (
 from reports.cases import browser_cases
 from reports.claims import claims_table, fewer_operations, related
 from reports.cost import cost_figure, cost_table
+from reports.curve import CURVE_CAPTION, curve_figure, curve_table, dice_vs_area
 from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
 from reports.load import SuiteResults, load_suite
+from reports.modality import modality_table
+from reports.paper_columns import by_size_beside_paper, main_table_beside_paper, size_table_beside_paper
 from reports.quality import detection_table, quality_table
+from reports.robustness import prompt_tables
 from reports.sampling import sampling_png, suite_rows
 from reports.significance import Ranking, patient_means, ranking
 from reports.significance_tables import difference_table, rank_table, seed_table
@@ -41,13 +45,25 @@ from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdo
 FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 LATEX_TABLES = ("main_table", "by_size")
 # tables that compare methods with each other
-COMPARING = ("main_table", "by_size", "differences", "ranks", "seeds", "per_object", "quality", "detection", "cost")
+COMPARING = (
+    "main_table",
+    "by_size",
+    "differences",
+    "ranks",
+    "seeds",
+    "per_object",
+    "by_modality",
+    "quality",
+    "detection",
+    "cost",
+)
 
 
 @dataclass(frozen=True)
 class Report:
     """What `build_report` wrote. `tables` and `figures` map file names to paths; `main` is the main table,
-    `frame` its numbers, `ablations` the tables of those by name; `gaps` says in words what is missing; `notes` what
+    `frame` its numbers, `prompts` the table of prompt robustness where runs were asked for it (`bench phrasings`),
+    `ablations` the tables of those by name; `gaps` says in words what is missing; `notes` what
     could not be drawn.
     """
 
@@ -55,6 +71,7 @@ class Report:
     tables: dict[str, Path]
     figures: dict[str, Path]
     main: Table
+    prompts: Table | None
     ablations: dict[str, Table]
     gaps: tuple[str, ...]
     notes: tuple[str, ...]
@@ -65,8 +82,10 @@ class Report:
         return self.main.frame
 
 
-def build_report(suite_dir: Path, out: Path | None = None) -> Report:
+def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -> Report:
     """Writes every table and figure of a suite folder to `out`, by default <suite_dir>/report.
+
+    paper: the paper's numbers stand in columns beside ours in `main_table`, `by_size` and `object_sizes`.
 
     Raises UserError for a folder that is no suite, a broken run, a run of another split or schema version,
     duplicate records, and an `out` that cannot be written.
@@ -85,11 +104,15 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         rank_table(results, grid, bootstrap, order),
         seed_table(results, grid, scores, bootstrap),
         object_table(results, grid, scores),
+        *filter(None, (modality_table(results, grid, scores),)),
         *filter(None, (quality_table(results, grid, scores), detection_table(results, grid))),
+        *prompt_tables(results, grid),
         size_table(results, scores),
         cost_table(results, grid),
         fairness_table(results, grid),
     ]
+    if paper:
+        tables = [beside_paper(table, results, grid) for table in tables]
     ablated = ablations(results)
     tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
@@ -99,6 +122,9 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
     ]
     pictures, notes = draw(results, grid, scores, bootstrap, order)
     pictures += [picture for _, picture in ablated if picture is not None]
+    curves = dice_vs_area(scores, grid)
+    if (png := curve_figure(curves, grid, results.phantom)) is not None:
+        pictures.insert(1, Picture("dice_vs_area", "Dice against object area", CURVE_CAPTION, png))
     costs = next(table for table in tables if table.name == "cost")
     if (png := cost_figure(costs, grid, bootstrap)) is not None:
         caption = "Bars: standard error over patients. The dashed line joins the methods that no other beats in both."
@@ -110,6 +136,7 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
     cases = browser_cases(results, grid, scores)
     page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps, cases)
     files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
+    files["dice_vs_area.csv"] = to_csv(curve_table(curves, results.phantom)).encode()
     images = {f"{picture.name}.png": picture.png for picture in pictures}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +149,7 @@ def build_report(suite_dir: Path, out: Path | None = None) -> Report:
         tables={name: out / name for name in files},
         figures={name: out / name for name in images},
         main=next(table for table in tables if table.name == "main_table"),
+        prompts=next((table for table in tables if table.name == "prompts"), None),
         ablations={name: table for name, (table, _) in zip(results.ablations, ablated, strict=True)},
         gaps=tuple(gaps),
         notes=tuple(notes),
@@ -220,6 +248,15 @@ def size_table(results: SuiteResults, scores: Scores) -> Table:
     )
     caption = "Area of the test masks in percent of the image, as in Table 9 of the paper."
     return Table("object_sizes", "Object sizes", caption, object_sizes(scores.cases), columns, results.phantom)
+
+
+def beside_paper(table: Table, results: SuiteResults, grid: Grid) -> Table:
+    """The table with the paper's numbers, where the paper has such a table."""
+    if table.name == "main_table":
+        return main_table_beside_paper(table, results, grid)
+    if table.name == "by_size":
+        return by_size_beside_paper(table, grid)
+    return size_table_beside_paper(table) if table.name == "object_sizes" else table
 
 
 def run_table(results: SuiteResults) -> Table:

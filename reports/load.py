@@ -14,13 +14,14 @@ from pydantic import ValidationError
 
 from bench.atomic import read_json
 from bench.errors import UserError
-from bench.records import ADDED_COLUMNS, READABLE_VERSIONS
+from bench.records import ADDED_COLUMNS, PHRASINGS_FILE, READABLE_VERSIONS
 from bench.spec import Origin, RunSpec, folder_name
 from reports.frame import COUNTS, VERSIONS, RecordFile, fault, first_line, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+RECORDS_FILE = "records.parquet"
 STATES = ("finished", "failed", "running", "interrupted", "left out")
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
 
@@ -142,6 +143,15 @@ def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
         raise fault(path, f"cannot be read ({first_line(error)})") from error
 
 
+def load_phrasings(results: SuiteResults) -> pd.DataFrame:
+    """The records of the runs that `bench phrasings` has asked, with FRAME_COLUMNS: those of the first phrasings, which
+    are in `results.records` too, and those of all others.
+    """
+    asked = [run for run in results.runs if run.state == "finished" and (run.folder / PHRASINGS_FILE).is_file()]
+    names = (RECORDS_FILE, PHRASINGS_FILE)
+    return read_records([_record_file(run, results.split_hash, name) for name in names for run in asked])
+
+
 def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
     """Spec, status, environment and curves of one run; a folder that does not exist is a missing run."""
     spec_path, status_path = folder / "spec.json", folder / "status.json"
@@ -192,8 +202,8 @@ def _parse_run_id(run_id: str, methods: dict[str, str]) -> tuple[str, str, int]:
     raise UserError(f"suite.json expects the run '{run_id}', which names none of its methods: run the suite again")
 
 
-def _record_file(run: Run, split_hash: str) -> RecordFile:
-    path = run.folder / "records.parquet"
+def _record_file(run: Run, split_hash: str, name: str = RECORDS_FILE) -> RecordFile:
+    path = run.folder / name
     if not path.is_file():
         raise fault(path, "is missing from a finished run")
     expected = {"split_hash": split_hash, "method": run.method, "backbone": run.backbone, "seed": run.seed}

@@ -43,6 +43,7 @@ def test_suites_and_methods_are_listed_without_torch_ray_or_mlflow():
         ["predict"],
         ["profile"],
         ["report"],
+        ["phrasings"],
         ["evaluate"],
         ["import-results"],
         ["list"],

@@ -18,7 +18,7 @@ FILES = {
     "object_sizes.md", "object_sizes.csv", "per_object.md", "per_object.csv", "differences.md",
     "differences.csv", "cost.md", "cost.csv", "fairness.md", "fairness.csv",
     "ranks.md", "ranks.csv", "seeds.md", "seeds.csv", "critical_difference.png",
-    "dice_vs_size.png", "curves.png", "overlays.png", "index.html",
+    "dice_vs_size.png", "dice_vs_area.png", "dice_vs_area.csv", "curves.png", "overlays.png", "index.html",
 }  # fmt: skip
 DATASETS = ["LIDC-IDRI", "AMOS22-CT", "zebra"]
 
@@ -45,7 +45,7 @@ def test_report_is_written_whole(suite):
     for path in report.tables.values():
         assert "phantom" in path.read_text()
     page = report.html.read_text()
-    assert page.count("data:image/png;base64,") == 5 and "reduced to 2 epochs &amp; 2D" in page
+    assert page.count("data:image/png;base64,") == 6 and "reduced to 2 epochs &amp; 2D" in page
 
 
 def test_main_table_agrees_with_a_loop_over_the_records(suite):

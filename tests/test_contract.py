@@ -33,7 +33,8 @@ SEGMENTERS = [name for name, entry in METHODS.items() if entry.uses_backbone]
 OTHERS = [name for name, entry in METHODS.items() if not entry.uses_backbone and not entry.needs_weights]
 CPU = torch.device("cpu")
 SIZE = 64  # px; the laptop profile's 256 is slow
-STEPS, LOOK_EVERY = 500, 25  # at most; 75 to 150 are needed at SIZE, twice as many and more at 256 px
+HEIGHT = 60  # px of the images, which are then enlarged for training and the masks made smaller again
+STEPS, LOOK_EVERY = 1000, 25  # at most; 75 to 150 are needed at SIZE, 450 by `sam_multimask` at 256 px
 LEARNING_RATE = 5e-4  # half the laptop profile's: it stays where it is, and some decoders then lose the dot for long
 DOT = "dot"  # the object of three pixels
 LONG = "the left one of the two blocks that are brighter than all the rest of the toy image"
@@ -47,12 +48,12 @@ class Silent:
         pass
 
 
-def write_scene(folder, size):
-    """Two images, higher than wide and smaller than `size`: a block and a disc each, and in one a dot of three pixels.
+def write_scene(folder, size, height):
+    """Two images, higher than wide and at most `size`: a block and a disc each, and in one a dot of three pixels.
 
     Objects are where no other image has them, and nothing but the prompt says which one is meant.
     """
-    height, width = size - size // 16, size - size // 8
+    width = size - size // 8
     y, x = np.mgrid[:height, :width] / size
     samples = []
     for number, (left, centre) in enumerate([(0.1, (0.65, 0.3)), (0.45, (0.3, 0.2))]):
@@ -108,11 +109,11 @@ class Learned:
         return self.method.model
 
 
-def learn(name, size, folder):
+def learn(name, size, folder, height):
     """Trains `name` on the scene until it knows it by heart, for STEPS steps at most."""
     spec = spec_of(name, size)
     method = METHODS[name].build(spec)
-    samples = write_scene(folder, size)
+    samples = write_scene(folder, size, height)
     batch, _ = next(evaluation_batches(decode(samples, size, folder / "cache"), len(samples)))
     torch.manual_seed(0)
     method.model = method.build()
@@ -157,7 +158,7 @@ def text_encoder_of(model):
 
 @pytest.fixture(scope="module", params=SEGMENTERS)
 def learned(request, tmp_path_factory):
-    return learn(request.param, SIZE, tmp_path_factory.mktemp(request.param))
+    return learn(request.param, SIZE, tmp_path_factory.mktemp(request.param), HEIGHT)
 
 
 @pytest.fixture
@@ -182,16 +183,12 @@ def test_a_batch_is_learned_by_heart_with_its_object_of_three_pixels(learned):
     assert_learned(learned)
 
 
-# what is known not to learn it in STEPS steps at 256 px
-TOO_SLOW = {"sam_multimask": "its best mask changes for long: mean Dice 0.88, the dot 0.40 after 500 steps"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEGMENTERS)
-def test_a_batch_is_learned_by_heart_at_laptop_size(name, tmp_path, request):
-    if name in TOO_SLOW:
-        request.applymarker(pytest.mark.xfail(reason=TOO_SLOW[name]))
-    assert_learned(learn(name, LAPTOP.recipe.image_size, tmp_path))
+def test_a_batch_is_learned_by_heart_at_laptop_size(name, tmp_path):
+    size = LAPTOP.recipe.image_size
+    # images of the size of training: whether a dot of three pixels outlives being resized is chance, not learning
+    assert_learned(learn(name, size, tmp_path, height=size))
 
 
 def test_a_prompt_changes_the_mask(learned):
@@ -306,7 +303,7 @@ def test_all_decoders_start_from_the_same_shared_weights():
 )
 def test_a_method_of_its_own_keeps_what_it_has_learned(name, tmp_path):
     spec = make_spec(SUITES["smoke"], PROFILES["smoke"], name, "hiera_xt", 0, "0" * 12)
-    samples = write_scene(tmp_path, SIZE)
+    samples = write_scene(tmp_path, SIZE, HEIGHT)
     method = METHODS[name].build(spec)
     method.fit(samples, samples, tmp_path, Silent())
     again = METHODS[name].build(spec)

@@ -151,6 +151,7 @@ class Segmenter(Protocol):
 
     It may also have `training_loss(batch, generator) -> scalar`, where its own training needs more than its logits
     (several masks, matching, a score). Without it, the loss is `models.losses.segmentation_loss` of the logits.
+    One whose entry has `loads` also has `load_own(path) -> LoadReport`, which fills it from such a file.
     """
 
     def __call__(

@@ -67,6 +67,19 @@ def _mask2former(spec: RunSpec) -> Method:
     return TrainedSegmenter(spec, lambda: Mask2Former(spec.backbone, spec.model))
 
 
+def _sam3(spec: RunSpec) -> Method:
+    from baselines.sam3 import Sam3
+    from bench.train import TrainedSegmenter
+
+    return TrainedSegmenter(spec, lambda: Sam3(spec.backbone, spec.model))
+
+
+def _sam3_weights(spec: RunSpec, path: Path) -> LoadReport:
+    from baselines.sam3 import try_weights
+
+    return try_weights(spec, path)
+
+
 def _full_attention(spec: RunSpec) -> Method:
     from bench.train import TrainedSegmenter
     from models.segmenter import BoltzFormer
@@ -132,6 +145,9 @@ METHODS: dict[str, MethodEntry] = {
     "seem": MethodEntry("SEEM (text)", _seem, "masked attention at threshold 0.5"),
     "mask2former": MethodEntry(
         "Mask2Former (text)", _mask2former, "transformers' Mask2Former, its own pixel decoder and loss"
+    ),
+    "sam3": MethodEntry(
+        "SAM 3 (text)", _sam3, "transformers' SAM 3 detector and mask head, its own loss", loads=_sam3_weights
     ),
     "full_attention": MethodEntry("Full attention", _full_attention, "BoltzFormer without masks in its attention"),
     "boltzformer": MethodEntry("BoltzFormer", _boltzformer, "Zhao et al., CVPR 2025"),

@@ -23,7 +23,7 @@ from bench.errors import UserError
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
 from bench.predict import autocast, computes_in_bf16, generator_for, predict_samples
 from bench.spec import Recipe, RunSpec, Weights
-from bench.weights import same_file
+from bench.weights import own_weights_path, same_file
 from models.checkpoints import CheckpointError, load_published
 from models.losses import segmentation_loss
 from models.published_names import SHARED
@@ -51,6 +51,8 @@ class TrainedSegmenter:
         torch.manual_seed(seed)
         model = self.build()
         notes = [] if self.spec.weights is None else [load_weights(model, self.spec.weights, run_dir.parent)]
+        if self.spec.own_weights is not None:
+            notes.append(str(model.load_own(own_weights_path(self.spec, run_dir.parent))))
         given = starting_point(model)
         model.to(device)
         model.image_encoder.recompute = recipe.gradient_checkpointing

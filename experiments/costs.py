@@ -64,6 +64,7 @@ COSTS: dict[str, TrainedCost | NnunetCost | PretrainedCost | PlainCost] = {
     "sam2_multimask": TrainedCost(startup=15, train_image=0.09, validate_image=0.05, predict_prompt=0.025),
     "seem": TrainedCost(startup=15, train_image=0.062, validate_image=0.04, predict_prompt=0.02),
     "mask2former": TrainedCost(startup=15, train_image=0.24, validate_image=0.12, predict_prompt=0.05),
+    "sam3": TrainedCost(startup=15, train_image=0.11, validate_image=0.06, predict_prompt=0.03),
     "full_attention": TrainedCost(startup=15, train_image=0.062, validate_image=0.04, predict_prompt=0.02),
     "nnunet": NNUNET,
     "nnunet_multiclass": NNUNET,

@@ -18,6 +18,7 @@ SUITE = Suite(
         "sam2",
         "seem",
         "mask2former",
+        "sam3",
         "full_attention",
         "boltzformer",
     ),

@@ -15,6 +15,7 @@ HUB_FILES = {
     "facebook/sam2.1-hiera-tiny": "sam2.1_hiera_tiny.pt",
     "facebook/sam2.1-hiera-small": "sam2.1_hiera_small.pt",
     "facebook/sam2.1-hiera-base-plus": "sam2.1_hiera_base_plus.pt",
+    "facebook/sam3": "model.safetensors",
     "timm/sam2_hiera_tiny.fb_r896": "model.safetensors",
     "timm/sam2_hiera_small.fb_r896": "model.safetensors",
     "timm/sam2_hiera_base_plus.fb_r896": "model.safetensors",

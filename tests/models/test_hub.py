@@ -11,7 +11,7 @@ from models.hub import HUB_FILES, locate
 def test_hub_files_are_those_that_meta_names():
     from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
-    ours = {name: file for name, file in HUB_FILES.items() if name.startswith("facebook/")}
+    ours = {name: file for name, file in HUB_FILES.items() if name.startswith("facebook/sam2")}
     assert ours == {name: HF_MODEL_ID_TO_FILENAMES[name][1] for name in ours} and len(ours) == 6
 
 

@@ -20,8 +20,6 @@ from models.config import ModelConfig
 from models.segmenter import BoltzFormer
 from reports.sampling import CASE_FIELDS, SAMPLING_FILE, SampledCase, SampledLayer, save_cases
 
-CASES = 4  # test targets kept for the report's figure
-
 
 def chooses_tokens(model: nn.Module) -> bool:
     """Whether the decoder attends to chosen tokens (BoltzFormer, SEEM) and not to all of them (SAM, SAM 2)."""
@@ -54,7 +52,9 @@ def predict_sampled(
 def leave_sampling(
     method: Method, samples: Sequence[Sample], records: Sequence[dict], predictions: Sequence[dict], run_dir: Path
 ) -> None:
-    """Writes the layers of a few typical test objects to run_dir/sampling.npz, for a method that chooses tokens.
+    """Writes the layers of a small, a medium and a large test object to run_dir/sampling.npz.
+
+    Nothing is written for a method that does not choose tokens.
 
     `records` and `predictions` are the rows of the run's two tables, in one order. The prompts of an image are
     predicted together, as for the records: the tokens are those behind its masks.
@@ -64,7 +64,7 @@ def leave_sampling(
     by_id = {(sample.dataset, sample.image_id): sample for sample in samples}
     device = next(method.model.parameters()).device
     cases = []
-    for place in typical(records):
+    for place in small_medium_large(records):
         row = {name: predictions[place][name] for name in CASE_FIELDS}
         sample = by_id[row["dataset"], row["image_id"]]
         square = image_to_square(load_image(sample.image_file), method.recipe.image_size)
@@ -76,8 +76,8 @@ def leave_sampling(
     save_cases(cases, run_dir / SAMPLING_FILE)
 
 
-def typical(records: Sequence[dict], count: int = CASES) -> list[int]:
-    """The places of `count` records: of each data set the true object of (lower) median size, of these the smallest.
+def small_medium_large(records: Sequence[dict]) -> list[int]:
+    """The places of three records of true objects: of all, by area in the image, the middle of each third.
 
     By the truth alone, so that every method shows the same cases; equal areas are ordered by name.
     """
@@ -87,10 +87,8 @@ def typical(records: Sequence[dict], count: int = CASES) -> list[int]:
         share = record["area_px"] / (record["height"] * record["width"])
         return share, record["dataset"], record["image_id"], record["object"]
 
-    by_dataset: dict[str, list[int]] = {}
-    for place in sorted((place for place, record in enumerate(records) if record["area_px"] > 0), key=order):
-        by_dataset.setdefault(records[place]["dataset"], []).append(place)
-    return sorted((places[(len(places) - 1) // 2] for places in by_dataset.values()), key=order)[:count]
+    places = sorted((place for place, record in enumerate(records) if record["area_px"] > 0), key=order)
+    return list(dict.fromkeys(places[len(places) * sixth // 6] for sixth in (1, 3, 5))) if places else []
 
 
 def _rule(config: ModelConfig, layer: int) -> str:

@@ -12,7 +12,7 @@ from bench.spec import Ablation
 from experiments.paper import PAPER_DEFAULTS, TABLES_3_TO_8
 from reports.aggregate import score
 from reports.cost import cost_table
-from reports.figures import COLORS, png_of
+from reports.figures import COLORS, Drawing, drawing_of
 from reports.grid import check_grid
 from reports.load import SuiteResults
 from reports.significance import paired_tests, patient_means
@@ -92,8 +92,8 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
     return highlight(table, "column", list(SIZES))
 
 
-def ablation_figure(ablation: Ablation, table: Table) -> bytes | None:
-    """PNG of the differences to the profile's own value, with 95% intervals, and of the paper's; None without any."""
+def ablation_figure(ablation: Ablation, table: Table) -> Drawing | None:
+    """The differences to the profile's own value, with 95% intervals, and of the paper's; None without any."""
     from matplotlib.figure import Figure
 
     frame = table.frame.drop_duplicates("value").reset_index(drop=True)  # the first backbone
@@ -117,7 +117,7 @@ def ablation_figure(ablation: Ablation, table: Table) -> bytes | None:
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return png_of(figure)
+    return drawing_of(figure)
 
 
 def _paper(name: str, value: str, own: str | None) -> dict[str, float]:

@@ -35,7 +35,7 @@ from reports.modality import modality_table
 from reports.paper_columns import by_size_beside_paper, main_table_beside_paper, size_table_beside_paper
 from reports.quality import detection_table, quality_table
 from reports.robustness import prompt_tables
-from reports.sampling import sampling_png, suite_rows
+from reports.sampling import sampling_figure, suite_rows
 from reports.significance import Ranking, patient_means, ranking
 from reports.significance_tables import difference_table, rank_table, seed_table
 from reports.statistics import DRAWS, Bootstrap, cluster_bootstrap
@@ -123,12 +123,12 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     pictures, notes = draw(results, grid, scores, bootstrap, order)
     pictures += [picture for _, picture in ablated if picture is not None]
     curves = dice_vs_area(scores, grid)
-    if (png := curve_figure(curves, grid, results.phantom)) is not None:
-        pictures.insert(1, Picture("dice_vs_area", "Dice against object area", CURVE_CAPTION, png))
+    if (drawing := curve_figure(curves, grid, results.phantom)) is not None:
+        pictures.insert(1, Picture("dice_vs_area", "Dice against object area", CURVE_CAPTION, drawing))
     costs = next(table for table in tables if table.name == "cost")
-    if (png := cost_figure(costs, grid, bootstrap)) is not None:
+    if (drawing := cost_figure(costs, grid, bootstrap)) is not None:
         caption = "Bars: standard error over patients. The dashed line joins the methods that no other beats in both."
-        pictures.insert(1, Picture("dice_vs_cost", "Dice against cost", caption, png))
+        pictures.insert(1, Picture("dice_vs_cost", "Dice against cost", caption, drawing))
     claims = claims_table(related(results), fewer_operations(results.folder.parent / "profile" / "profile.csv"))
     if any(run.origin is None for run in results.runs):  # published rows alone test no claim
         tables.insert(0, claims)
@@ -137,7 +137,8 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps, cases)
     files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
     files["dice_vs_area.csv"] = to_csv(curve_table(curves, results.phantom)).encode()
-    images = {f"{picture.name}.png": picture.png for picture in pictures}
+    images = {f"{picture.name}.png": picture.drawing.png for picture in pictures}
+    images |= {f"{picture.name}.svg": picture.drawing.svg for picture in pictures}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in {**files, **images, "index.html": page.encode()}.items():
@@ -295,34 +296,33 @@ def draw(
             "Train loss (running mean over the raw values) and validation Dice. A step means what the "
             "method's budget says, and losses of different methods are not the same function."
         )
-        png = figures.curves(results, results.phantom)
-        pictures.append(Picture("curves", "Training curves", caption, png))
+        pictures.append(Picture("curves", "Training curves", caption, figures.curves(results, results.phantom)))
     if np.isfinite(order.p):
         labels = [row.label for row in grid.rows]
         caption = (
             f"Mean ranks of the patients' mean Dice ({order.patients:,} patients), best on the left. Methods on one "
             "bar are not told apart by Nemenyi's test at the 5% level."
         )
-        png = figures.critical_difference(order, labels, results.phantom)
-        pictures.append(Picture("critical_difference", "Critical difference", caption, png))
-    png, notes = figures.overlays(results, scores, grid)
-    if png is not None:
+        drawing = figures.critical_difference(order, labels, results.phantom)
+        pictures.append(Picture("critical_difference", "Critical difference", caption, drawing))
+    drawing, notes = figures.overlays(results, scores, grid)
+    if drawing is not None:
         caption = (
-            "Cases chosen by the truth alone: of each data set the test mask of median area, and the "
-            "smallest of all. Truth outlined red, masks green, Dice of the whole image above; the first "
-            "column shows the whole image."
+            "As Fig. 9 of the paper: all methods on the cases with the best, the median and the worst mean Dice over "
+            "the methods, and one that all missed (of several that of median size); no method has a say of its own. "
+            "Truth outlined red, masks green, Dice of the whole image above; the first column shows the whole image."
         )
-        pictures.append(Picture("overlays", "Masks of all methods", caption, png))
+        pictures.append(Picture("overlays", "Masks of all methods", caption, drawing))
     rows, unseen = suite_rows(results)
     if rows:
         title = "Dark: no query attends there; the brighter, the more queries do; truth outlined red"
         caption = (
-            "The patches that each decoder layer attends to, as in Fig. 4 of the paper, on test objects chosen by the "
-            "truth alone: the median of a data set, small ones first. Kept: the mean share of the tokens that one "
-            "query attends to, and the share that any query does."
+            "The patches that each decoder layer attends to, as in Fig. 4 to 8 of the paper, on a small, a medium and "
+            "a large test object chosen by the truth alone: the middle of each third of all objects by area. Kept: the "
+            "mean share of the tokens that one query attends to, and the share that any query does."
         )
-        png = sampling_png(rows, f"{title} (phantom data)" if results.phantom else title)
-        pictures.append(Picture("sampling", "Sampled patches", caption, png))
+        drawing = sampling_figure(rows, f"{title} (phantom data)" if results.phantom else title)
+        pictures.append(Picture("sampling", "Sampled patches", caption, drawing))
     return pictures, notes + unseen
 
 
@@ -332,9 +332,9 @@ def ablations(results: SuiteResults) -> list[tuple[Table, Picture | None]]:
     for name, values in results.ablations.items():
         ablation = ABLATIONS[name]
         table = ablation_table(ablation, values, results, results.reference or "")
-        png = ablation_figure(ablation, table)
+        drawing = ablation_figure(ablation, table)
         caption = "Difference to the profile's own value with its 95% interval; diamonds: the paper's, at its scale."
-        made.append((table, Picture(table.name, table.title, caption, png) if png is not None else None))
+        made.append((table, Picture(table.name, table.title, caption, drawing) if drawing is not None else None))
     return made
 
 
@@ -373,7 +373,10 @@ def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
     """What a reader must know before believing the tables, derived from the runs themselves."""
     lines = [*origin_notes(results)]
     if results.profile != "paper" and any(run.origin is None for run in results.runs):
-        lines.append(f"The profile '{results.profile}' is not the paper's scale: do not compare with its numbers.")
+        lines.append(
+            f"The profile '{results.profile}' is not the paper's scale: its numbers beside ours say what was "
+            "published, not what to expect."
+        )
     budgets = [(row.label, _first(_fit(results, row), "budget")) for row in grid.rows]
     lines += [f"{label} was given: {budget}." for label, budget in budgets if budget]
     lines += fit_notes(results, grid)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.fairness import COSTS
 from reports.fairness import NONE
-from reports.figures import png_of, style_of
+from reports.figures import Drawing, drawing_of, style_of
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.statistics import Bootstrap
@@ -39,8 +39,8 @@ def cost_table(results: SuiteResults, grid: Grid) -> Table:
     return Table("cost", "Cost", caption, frame, columns, results.phantom)
 
 
-def cost_figure(table: Table, grid: Grid, bootstrap: Bootstrap) -> bytes | None:
-    """PNG of the average Dice against milliseconds for one prompt, with the Pareto front; None where no time is known.
+def cost_figure(table: Table, grid: Grid, bootstrap: Bootstrap) -> Drawing | None:
+    """The average Dice against milliseconds for one prompt, with the Pareto front; None where no time is known.
 
     On the front are the methods that no other beats in both.
     """
@@ -68,7 +68,7 @@ def cost_figure(table: Table, grid: Grid, bootstrap: Bootstrap) -> bytes | None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Dice against cost" + (" (phantom data)" if table.phantom else ""), fontsize=10)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    return png_of(figure)
+    return drawing_of(figure)
 
 
 def pareto_front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from reports.aggregate import Scores
-from reports.figures import COLORS, png_of, style_of
+from reports.figures import COLORS, Drawing, drawing_of, style_of
 from reports.grid import Grid
 from reports.modality import modalities_of
 from reports.statistics import LEVEL
@@ -143,8 +143,8 @@ def curve_table(curves: pd.DataFrame, phantom: bool) -> Table:
     return Table("dice_vs_area", "Dice against object area", caption, curves, columns, phantom)
 
 
-def curve_figure(curves: pd.DataFrame, grid: Grid, phantom: bool) -> bytes | None:
-    """PNG of the curves with their bands, of all masks and in small panels by data set, or by modality where there are
+def curve_figure(curves: pd.DataFrame, grid: Grid, phantom: bool) -> Drawing | None:
+    """The curves with their bands, of all masks and in small panels by data set, or by modality where there are
     more than six data sets; None without a curve.
     """
     from matplotlib.figure import Figure
@@ -181,4 +181,4 @@ def curve_figure(curves: pd.DataFrame, grid: Grid, phantom: bool) -> bytes | Non
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     title = "Dice against object area: local regression, 95% band over patients"
     figure.suptitle(f"{title} (phantom data)" if phantom else title, fontsize=10)
-    return png_of(figure)
+    return drawing_of(figure)

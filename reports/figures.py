@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,15 @@ MARKERS = "osD^vP*X"
 TRUTH_COLOR, MASK_COLOR = "#ff2020", (0, 200, 83)
 
 
-def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool) -> bytes:
-    """PNG of Dice against object area on a log axis: the seven bins of by_size, with their standard errors.
+class Drawing(NamedTuple):
+    """One figure in two file formats."""
+
+    png: bytes
+    svg: bytes
+
+
+def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool) -> Drawing:
+    """Dice against object area on a log axis: the seven bins of by_size, with their standard errors.
 
     `bootstrap` has the groups of `strata.GROUPS`; a point stands at the geometric mean area of its bin's
     masks.
@@ -66,7 +73,7 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
     axes.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
     axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
     _finish(figure, [axes], "Dice against object size, mean and standard error per size bin", phantom, bool(shown))
-    return png_of(figure)
+    return drawing_of(figure)
 
 
 def style_of(place: int) -> dict[str, str]:
@@ -74,8 +81,8 @@ def style_of(place: int) -> dict[str, str]:
     return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)]}
 
 
-def curves(results: SuiteResults, phantom: bool) -> bytes:
-    """PNG of train loss and validation Dice over the training, one line per run, from history.jsonl.
+def curves(results: SuiteResults, phantom: bool) -> Drawing:
+    """Train loss and validation Dice over the training, one line per run, from history.jsonl.
 
     Across: the share of the run's steps, so that runs of very different numbers of steps can be read side by side
     (nnU-Net's experts train one after the other, and each begins anew; its loss is its own).
@@ -110,11 +117,11 @@ def curves(results: SuiteResults, phantom: bool) -> bytes:
     for axes in panels:
         axes.set_xlabel("share of the run's training, %")
     _finish(figure, list(panels), "Training curves", phantom, drawn)
-    return png_of(figure)
+    return drawing_of(figure)
 
 
-def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) -> bytes:
-    """PNG of Demsar's critical-difference diagram: mean ranks on a line, a bar over rows that are not told apart."""
+def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) -> Drawing:
+    """Demsar's critical-difference diagram: mean ranks on a line, a bar over rows that are not told apart."""
     from matplotlib.figure import Figure
     from scikit_posthocs import critical_difference_diagram
 
@@ -125,45 +132,49 @@ def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) 
     ranks = pd.Series(ranking.ranks, index=names)
     critical_difference_diagram(ranks, pairs, ax=axes, color_palette={name: "black" for name in names})
     axes.set_title("Mean rank over patients" + (" (phantom data)" if phantom else ""), fontsize=10)
-    return png_of(figure)
+    return drawing_of(figure)
 
 
-def choose_cases(cases: pd.DataFrame, datasets: tuple[str, ...]) -> list[int]:
-    """Rows of `cases` to be drawn: per data set the mask of (lower) median area, then the smallest of all.
+def choose_cases(dice: np.ndarray, cases: pd.DataFrame) -> dict[str, int]:
+    """Which rows of `cases` are drawn, by what they are: "best", "median", "worst" and "missed".
 
-    The rule looks at the truth only, so that no method's result can influence it. Equal areas are ordered by
-    name.
+    dice: (C, R) of the methods compared. Cases are ordered by their mean over the methods, equal ones by size and
+    name, so that no method has a say of its own. Missed: all methods have Dice 0; of several the one of median size.
+    The other three are of the cases that some method found.
     """
-    ordered = cases.sort_values(["area_pct", *CASE])
-    chosen = []
-    for dataset in datasets:
-        of_dataset = ordered.index[ordered["dataset"] == dataset]
-        if len(of_dataset):
-            chosen.append(int(of_dataset[(len(of_dataset) - 1) // 2]))
-    if len(ordered) and int(ordered.index[0]) not in chosen:
-        chosen.append(int(ordered.index[0]))
-    return chosen
+    known = np.isfinite(dice).all(axis=1)
+    mean = pd.Series(dice.mean(axis=1), cases.index)[known]
+    ordered = cases[known].assign(mean=mean).sort_values(["mean", "area_pct", *CASE])
+    found, missed = (ordered.index[flags] for flags in (ordered["mean"] > 0, ordered["mean"] == 0))
+    chosen = {}
+    if len(found):
+        chosen = {"best": found[-1], "median": found[(len(found) - 1) // 2], "worst": found[0]}
+    if len(missed):
+        chosen["missed"] = missed[(len(missed) - 1) // 2]
+    return {what: int(place) for place, what in {place: what for what, place in reversed(chosen.items())}.items()}
 
 
-def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes | None, list[str]]:
-    """PNG in the manner of Fig. 9, and notes on what could not be drawn.
+def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[Drawing | None, list[str]]:
+    """All methods on the same cases (`choose_cases`), as in Fig. 9, and notes on what could not be drawn.
 
-    One row per chosen case. First column: the whole image, truth outlined red, and a white frame around the
+    One line per case. First column: the whole image, truth outlined red, and a white frame around the
     part that the other columns show; then per method its mask in green and the truth outlined red, titled
-    with the Dice of that mask (the row's first seed). No PNG if none of the images is there any more.
+    with the Dice of that mask (the row's first seed). No drawing if none of the images is there any more.
     """
     from matplotlib.figure import Figure
 
-    firsts = [(row, results.runs_of(row.method, row.backbone)[0]) for row in grid.rows]
-    rows = [row for row, run in firsts if not run.published]
-    runs = [run for _, run in firsts if not run.published]
-    if not rows:
+    firsts = [results.runs_of(row.method, row.backbone)[0] for row in grid.rows]
+    places = [place for place, run in enumerate(firsts) if not run.published]
+    rows, runs = [grid.rows[place] for place in places], [firsts[place] for place in places]
+    compared = [place for place in places if scores.complete[place]]
+    if not compared:
         return None, []
-    chosen = scores.cases.loc[choose_cases(scores.cases, grid.datasets)]
+    kinds = choose_cases(scores.dice[:, compared], scores.cases)
+    chosen = scores.cases.loc[list(kinds.values())]
     predictions = [masks_of(run, chosen) for run in runs]
     dice = _dice_of(results.records[results.records["image_id"].isin(chosen["image_id"])])
     panels, notes = [], []
-    for case in chosen.itertuples():
+    for kind, case in zip(kinds, chosen.itertuples(), strict=True):
         files = next((found[case.Index] for found in predictions if case.Index in found), None)
         if files is None:
             notes.append(f"overlays: no run kept its mask of {case.dataset}/{case.image_id}, {case.object}")
@@ -173,17 +184,17 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
         except (UserError, KeyError, ValueError) as error:
             notes.append(f"overlays: {case.dataset}/{case.image_id}, {case.object} is not drawn: {error}")
             continue
-        panels.append((case, image, truth))
+        panels.append((kind, case, image, truth))
     if not panels:
         return None, notes
     columns = 1 + len(runs)
     figure = Figure(figsize=(1.75 * columns, 2.05 * len(panels) + 0.5), layout="constrained")
     grid_axes = figure.subplots(len(panels), columns, squeeze=False)
-    for line, (case, image, truth) in zip(grid_axes, panels, strict=True):
+    for line, (kind, case, image, truth) in zip(grid_axes, panels, strict=True):
         box = crop_box(truth)
         _show(line[0], image, truth, None)
         line[0].plot(*_frame(box), color="white", linewidth=0.8)
-        line[0].set_title(f"{case.dataset}\n{case.object}, {case.area_pct:.2g}%", fontsize=7)
+        line[0].set_title(f"{kind}: {case.dataset}\n{case.object}, {case.area_pct:.2g}%", fontsize=7, parse_math=False)
         for axes, run, row, found in zip(line[1:], runs, rows, predictions, strict=True):
             stored = found.get(case.Index)
             mask = None
@@ -194,10 +205,10 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[bytes |
                 number = dice.get((run.method, run.backbone, run.seed, *(getattr(case, name) for name in CASE)))
                 title = "Dice -" if number is None or np.isnan(number) else f"Dice {number:.1f}"
             _show(axes, image, truth, mask, box)
-            axes.set_title(f"{row.label}\n{title}", fontsize=7)
+            axes.set_title(f"{row.label}\n{title}", fontsize=7, parse_math=False)
     title = "Masks in green, truth outlined red; white frame: the part shown beside"
     figure.suptitle(f"{title} (phantom data)" if results.phantom else title, fontsize=9)
-    return png_of(figure), notes
+    return drawing_of(figure), notes
 
 
 def crop_box(truth: np.ndarray) -> tuple[int, int, int, int]:
@@ -289,8 +300,16 @@ def _finish(figure: Figure, panels: list[Axes], title: str, phantom: bool, drawn
         panels[0].text(0.5, 0.5, "nothing to draw yet", ha="center", transform=panels[0].transAxes)
 
 
-def png_of(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes every time."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+def drawing_of(figure: Figure) -> Drawing:
+    """The figure as PNG and as SVG with text as text, the same bytes every time."""
+    import matplotlib
+    from matplotlib.legend import Legend
+
+    # names of methods are data: a dollar sign in one is no formula
+    for text in [text for part in figure.findobj(Legend) for text in part.get_texts()]:
+        text.set_parse_math(False)
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "boltzbench"}):
+        figure.savefig(svg, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
+    return Drawing(png.getvalue(), svg.getvalue())

@@ -11,6 +11,7 @@ from importlib import resources
 
 from bench.spec import flatten
 from reports.cases import Case
+from reports.figures import Drawing
 from reports.load import Run, SuiteResults
 from reports.strata import BINS
 from reports.tables import Table, to_html
@@ -18,17 +19,17 @@ from reports.tables import Table, to_html
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report: file name without ".png", title, caption and the PNG itself."""
+    """A figure of the report: file name without ending, title, caption and the drawing itself."""
 
     name: str
     title: str
     caption: str
-    png: bytes
+    drawing: Drawing
 
     @property
     def uri(self) -> str:
         """The PNG as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+        return "data:image/png;base64," + base64.b64encode(self.drawing.png).decode("ascii")
 
 
 def render(

@@ -1,4 +1,5 @@
-"""What the queries attend to, layer by layer, drawn on the image (Fig. 4 to 8): one PNG, or a GIF through the layers.
+"""What the queries attend to, layer by layer, drawn on the image (Fig. 4 to 8): a figure, one PNG, or a GIF through the
+layers.
 
 A token is one patch of the square frame an image is predicted in; sampling.npz keeps the tokens of a few test cases.
 """
@@ -19,7 +20,7 @@ from scipy import ndimage
 
 from bench.atomic import write_file
 from bench.errors import UserError
-from reports.figures import TRUTH_COLOR, read_case
+from reports.figures import TRUTH_COLOR, Drawing, drawing_of, read_case
 
 if TYPE_CHECKING:
     from reports.load import Run, SuiteResults
@@ -63,6 +64,23 @@ class SampledCase:
     height: int
     width: int
     layers: Sequence[SampledLayer]
+
+
+def sampling_figure(rows: Sequence[SamplingRow], title: str, side: int = 176) -> Drawing:
+    """The figure of a report, with one line per row: the image, then every layer. Pictures are `side` px wide."""
+    from matplotlib.figure import Figure
+
+    columns = 1 + max(len(row.layers) for row in rows)
+    figure = Figure(figsize=(1.75 * columns, 2.6 * len(rows) + 0.4), layout="constrained")
+    for part, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        part.suptitle(row.label, fontsize=8, parse_math=False)
+        for layer, axes in zip((None, *range(columns - 1)), part.subplots(1, columns, squeeze=False)[0], strict=True):
+            axes.set_axis_off()
+            if layer is None or layer < len(row.layers):
+                axes.imshow(_picture(row, layer, side), interpolation="none")
+                axes.set_title(_caption(row, layer), fontsize=6, parse_math=False)
+    figure.suptitle(title, fontsize=9)
+    return drawing_of(figure)
 
 
 def sampling_png(rows: Sequence[SamplingRow], title: str, side: int = 176) -> bytes:
@@ -152,12 +170,20 @@ def suite_rows(results: SuiteResults) -> tuple[list[SamplingRow], list[str]]:
 
 
 def _panel(row: SamplingRow, layer: int | None, side: int) -> Image.Image:
-    """The image within `side` x `side` px, dark where no query of the layer looks, and a caption below."""
+    """`_picture` in a square of `side` px, and its caption below."""
+    picture = _picture(row, layer, side)
+    canvas = Image.new("RGB", (side, side + 4 * TEXT), "white")
+    canvas.paste(Image.fromarray(picture))
+    ImageDraw.Draw(canvas).text((1, len(picture) + 2), _caption(row, layer), "black", _font(TEXT - 2), spacing=1)
+    return canvas
+
+
+def _picture(row: SamplingRow, layer: int | None, side: int) -> np.ndarray:
+    """(h, w, 3) uint8, the longer side `side` px: the image, dark where no query of the layer looks, truth outlined."""
     height, width = row.mask.shape
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     picture = np.asarray(Image.fromarray(row.image).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
-    caption = "the image"
     if layer is not None and layer < len(row.layers):
         share = row.layers[layer].share
         grid = share.shape[0]
@@ -165,16 +191,20 @@ def _panel(row: SamplingRow, layer: int | None, side: int) -> Image.Image:
         share = share[np.ix_(token[: size[1]], token[: size[0]])][..., None]
         # a kept patch is lifted from black, or it could not be told on the black around a body
         picture = np.where(share > 0, 44 + picture * (0.35 + 0.47 * np.sqrt(share)), 0.16 * picture)
-        kept = row.layers[layer].share
-        caption = f"layer {layer + 1}, {grid} x {grid} tokens\n{row.layers[layer].rule}\n"
-        caption += f"kept {100 * kept.mean():.3g}%, by any query {100 * (kept > 0).mean():.3g}%"
     # any cover counts: an object smaller than a px of the panel must not vanish
     cover = np.asarray(Image.fromarray(row.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) > 0
     picture[outline(cover, max(1, side // 160))] = [int(TRUTH_COLOR[at : at + 2], 16) for at in (1, 3, 5)]
-    canvas = Image.new("RGB", (side, side + 4 * TEXT), "white")
-    canvas.paste(Image.fromarray(picture.astype(np.uint8)))
-    ImageDraw.Draw(canvas).text((1, size[1] + 2), caption, "black", _font(TEXT - 2), spacing=1)
-    return canvas
+    return picture.astype(np.uint8)
+
+
+def _caption(row: SamplingRow, layer: int | None) -> str:
+    if layer is None or layer >= len(row.layers):
+        return "the image"
+    kept = row.layers[layer].share
+    return (
+        f"layer {layer + 1}, {len(kept)} x {len(kept)} tokens\n{row.layers[layer].rule}\n"
+        f"kept {100 * kept.mean():.3g}%, by any query {100 * (kept > 0).mean():.3g}%"
+    )
 
 
 def _heading(text: str, width: int) -> Image.Image:

@@ -9,7 +9,7 @@ from bench.data.dataset import load_dataset, load_image, load_mask
 from bench.data.geometry import image_to_square
 from bench.methods import METHODS
 from bench.predict import generator_for, predict_logits
-from bench.sampling import chooses_tokens, predict_sampled, typical
+from bench.sampling import chooses_tokens, predict_sampled, small_medium_large
 from bench.spec import RunSpec
 from reports.build import build_report
 from reports.sampling import load_cases
@@ -62,27 +62,31 @@ def test_sam_has_nothing_to_show(toy_runs):
     assert names == {"boltzformer": True, "seem": True, "sam": False, "location_prior": False}
 
 
-def test_a_trial_leaves_the_median_object_with_the_tokens_of_its_prediction(toy_runs):
+def test_a_trial_leaves_a_small_a_medium_and_a_large_object_with_the_tokens_of_its_prediction(toy_runs):
     dataset = load_dataset(toy_runs / "toy")
     areas = {
         (sample.image_id, target.object): load_mask(target.mask_file).sum()
         for sample in dataset.test
         for target in sample.targets
     }
-    image_id, name = sorted(areas, key=lambda key: (areas[key], key))[(len(areas) - 1) // 2]
+    ordered = sorted(areas, key=lambda key: (areas[key], key))
+    expected = list(dict.fromkeys(ordered[int(len(ordered) * third)] for third in (1 / 6, 3 / 6, 5 / 6)))
+    assert len(expected) > 1
     for method in ("boltzformer", "seem"):
-        (case,) = load_cases(run_of(toy_runs, method) / "sampling.npz")
-        assert (case.dataset, case.image_id, case.object) == ("toy", image_id, name)
-        assert (dataset.root / case.image_file).is_file() and (dataset.root / case.mask_file).is_file()
+        cases = load_cases(run_of(toy_runs, method) / "sampling.npz")
+        assert [(case.image_id, case.object) for case in cases] == expected
         trained = loaded(toy_runs, method)
-        sample = next(sample for sample in dataset.test if sample.image_id == image_id)
-        square = image_to_square(load_image(sample.image_file), trained.recipe.image_size)
-        prompts = [target.prompts[0] for target in sample.targets]
-        generators = [generator_for(image_id, prompt, trained.spec.seed, torch.device("cpu")) for prompt in prompts]
-        _, layers = predict_sampled(trained.model.eval(), square, prompts, trained.recipe.precision, generators)
-        place = [target.object for target in sample.targets].index(name)
-        for kept, again in zip(case.layers, layers[place], strict=True):
-            assert np.array_equal(kept.share, again.share) and kept.rule == again.rule
+        for case in cases:
+            assert (dataset.root / case.image_file).is_file() and (dataset.root / case.mask_file).is_file()
+            sample = next(sample for sample in dataset.test if sample.image_id == case.image_id)
+            square = image_to_square(load_image(sample.image_file), trained.recipe.image_size)
+            prompts = [target.prompts[0] for target in sample.targets]
+            seed = trained.spec.seed
+            generators = [generator_for(case.image_id, prompt, seed, torch.device("cpu")) for prompt in prompts]
+            _, layers = predict_sampled(trained.model.eval(), square, prompts, trained.recipe.precision, generators)
+            place = [target.object for target in sample.targets].index(case.object)
+            for kept, again in zip(case.layers, layers[place], strict=True):
+                assert np.array_equal(kept.share, again.share) and kept.rule == again.rule
 
 
 def test_the_cases_are_chosen_by_the_truth_alone():
@@ -94,13 +98,14 @@ def test_the_cases_are_chosen_by_the_truth_alone():
     ]
     frame = pd.DataFrame(rows).query("area_px > 0")
     frame["share"] = frame["area_px"] / (frame["height"] * frame["width"])
-    middle = frame.groupby("dataset")["share"].quantile(0.5, interpolation="lower")
-    chosen = frame[frame["share"] == frame["dataset"].map(middle)].drop_duplicates("dataset")
-    expected = chosen.sort_values(["share", "dataset"])["image_id"].tolist()
-    assert [rows[place]["image_id"] for place in typical(rows)] == expected[:4]
+    thirds = np.array_split(frame.sort_values(["share", "dataset", "image_id"])["image_id"].to_numpy(), 3)
+    expected = [part[len(part) // 2] for part in thirds]
+    places = small_medium_large(rows)
+    assert [rows[place]["image_id"] for place in places] == expected
     turned = rows[::-1]
-    assert [turned[place]["image_id"] for place in typical(turned)] == expected[:4]
-    assert typical([row | {"area_px": 0} for row in rows]) == []
+    assert [turned[place]["image_id"] for place in small_medium_large(turned)] == expected
+    assert small_medium_large([row | {"area_px": 0} for row in rows]) == []
+    assert small_medium_large(rows[1:2]) == [0]
 
 
 def test_the_report_of_a_suite_shows_the_sampling_of_both_methods(toy_runs, tmp_path):

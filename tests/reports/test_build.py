@@ -20,6 +20,7 @@ FILES = {
     "ranks.md", "ranks.csv", "seeds.md", "seeds.csv", "critical_difference.png",
     "dice_vs_size.png", "dice_vs_area.png", "dice_vs_area.csv", "curves.png", "overlays.png", "index.html",
 }  # fmt: skip
+FILES |= {name.replace(".png", ".svg") for name in FILES}
 DATASETS = ["LIDC-IDRI", "AMOS22-CT", "zebra"]
 
 

@@ -1,6 +1,8 @@
 """What the figures choose and show; that they are drawn is checked on their pixels."""
 
 import io
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -24,22 +26,29 @@ def loaded(build, tmp_path):
     return results, grid, score(results.records, grid)
 
 
-def pixels(png):
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+def pixels(drawing):
+    return np.asarray(Image.open(io.BytesIO(drawing.png)).convert("RGB")).astype(int)
 
 
 def count(picture, color, tolerance=40):
     return int((np.abs(picture - np.array(color)).max(axis=2) < tolerance).sum())
 
 
-def test_cases_are_the_median_of_each_data_set_and_the_smallest():
-    areas = {"d": [0.5, 0.1, 0.9], "e": [0.2, 0.05, 0.3, 0.4]}
-    rows = [(name, "o", str(i), "p", area) for name in areas for i, area in enumerate(areas[name])]
-    cases = pd.DataFrame(rows, columns=["dataset", "object", "image_id", "prompt", "area_pct"])
-    chosen = cases.loc[figures.choose_cases(cases, ("d", "e", "absent"))]
-    assert chosen["area_pct"].tolist() == [0.5, 0.2, 0.05]
-    one = cases.loc[[4]]
-    assert figures.choose_cases(one, ("e",)) == [4]  # median and smallest are the same mask: shown once
+def cases_of(dice, areas=None):
+    areas = areas or [1.0] * len(dice)
+    rows = [("d", "o", str(number), "p", area) for number, area in enumerate(areas)]
+    return pd.DataFrame(rows, columns=["dataset", "object", "image_id", "prompt", "area_pct"])
+
+
+def test_cases_are_the_best_the_median_the_worst_and_a_missed_one_by_the_mean_over_methods():
+    dice = np.array([[90, 10], [0, 0], [60, 60], [0, 1], [80, 90], [0, 0], [0, 0], [np.nan, 99]], float)
+    cases = cases_of(dice, areas=[1, 3, 1, 1, 1, 2, 9, 1])
+    assert figures.choose_cases(dice, cases) == {"best": 4, "median": 0, "worst": 3, "missed": 1}
+    turned = figures.choose_cases(dice[:, ::-1], cases)
+    assert turned == figures.choose_cases(dice, cases), "the order of the methods has no say"
+    assert figures.choose_cases(dice[[2]], cases.loc[[2]]) == {"best": 2}
+    assert figures.choose_cases(dice[[5]], cases.loc[[5]]) == {"missed": 5}
+    assert figures.choose_cases(dice[[7]], cases.loc[[7]]) == {}
 
 
 @given(st.integers(4, 60), st.integers(4, 60), st.data())
@@ -56,8 +65,8 @@ def test_crop_is_a_square_inside_the_image_around_the_object(height, width, data
 
 
 def test_overlays_draw_truth_and_masks(loaded):
-    png, notes = figures.overlays(*loaded[:1], loaded[2], loaded[1])
-    picture = pixels(png)
+    drawing, notes = figures.overlays(*loaded[:1], loaded[2], loaded[1])
+    picture = pixels(drawing)
     assert notes == []
     assert count(picture, (255, 32, 32)) > 200  # outlines
     assert ((picture[..., 1] - picture[..., 0] > 50) & (picture[..., 1] - picture[..., 2] > 20)).sum() > 200
@@ -65,18 +74,22 @@ def test_overlays_draw_truth_and_masks(loaded):
 
 def test_overlays_say_which_image_is_gone(loaded, tmp_path):
     results, grid, scores = loaded
-    for path in (tmp_path / "data" / "LIDC-IDRI" / "test").iterdir():
+    kinds = figures.choose_cases(scores.dice, scores.cases)
+    datasets = scores.cases.loc[list(kinds.values()), "dataset"]
+    lost = datasets.iloc[0]
+    for path in (tmp_path / "data" / lost / "test").iterdir():
         path.unlink()
-    png, notes = figures.overlays(results, scores, grid)
-    assert png is not None and notes and all("LIDC-IDRI" in note and ".png" in note for note in notes)
+    drawing, notes = figures.overlays(results, scores, grid)
+    assert all(lost in note and ".png" in note for note in notes)
+    assert len(notes) == (datasets == lost).sum() and (drawing is None) == (datasets == lost).all()
 
 
 def test_overlays_refuse_an_image_of_another_size(loaded, tmp_path):
     results, grid, scores = loaded
     for path in (tmp_path / "data").glob("*/test/*.png"):
         Image.new("RGB", (9, 9)).save(path)
-    png, notes = figures.overlays(results, scores, grid)
-    assert png is None and "no longer 48 x 48 px" in notes[0]
+    drawing, notes = figures.overlays(results, scores, grid)
+    assert drawing is None and "no longer 48 x 48 px" in notes[0]
 
 
 def test_dice_vs_size_and_curves_have_each_methods_colour(loaded):
@@ -89,3 +102,16 @@ def test_dice_vs_size_and_curves_have_each_methods_colour(loaded):
         assert count(sizes, color, 8) > 100
         # nnU-Net, the third, has no history in this suite
         assert (count(curves, color, 8) > 100) == (place < 2)
+
+
+def test_svg_is_the_same_bytes_again_with_text_as_escaped_text(loaded):
+    _, grid, scores = loaded
+    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS), draws=50)
+    rows = tuple(replace(row, label=f"<script>{row.label}</script> & $x$") for row in grid.rows)
+    first, again = (figures.dice_vs_size(scores, replace(grid, rows=rows), bootstrap, True) for _ in range(2))
+    assert first == again
+    svg = ElementTree.fromstring(first.svg)
+    assert svg.tag.endswith("}svg") and not [node for node in svg.iter() if node.tag.endswith("script")]
+    texts = ["".join(node.itertext()) for node in svg.iter() if node.tag.endswith("}text")]
+    for row in rows:
+        assert any(row.label in text for text in texts), texts

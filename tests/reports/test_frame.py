@@ -43,5 +43,5 @@ def test_no_file_is_an_empty_frame():
 def test_a_hole_is_named(tmp_path, build):
     file = write(tmp_path, build, "one", [{"seconds": None}])
     assert len(read_records([file])) == 1
-    with pytest.raises(UserError, match="one.parquet has empty values in seconds: delete"):
+    with pytest.raises(UserError, match=r"one\.parquet has empty values in seconds: delete"):
         read_records([RecordFile(file.path, {}, HOLES[1:])])

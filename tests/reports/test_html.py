@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
+from reports.figures import Drawing
 from reports.html import Picture, environment_lines, render
 from reports.load import load_suite
 from reports.tables import Column, Table
@@ -35,7 +36,7 @@ def page(build, tmp_path):
     suite = build.suite(tmp_path, patients=2, slices=1, size=16)
     build.change(suite / "suite.json", title="<script>alert(1)</script>", command="bench run --data 'a & b'")
     table = Table("main_table", "Dice", "c", pd.DataFrame({"a": ["<script>"]}), (Column("a", "A"),), True)
-    picture = Picture("curves", "Curves", "caption", b"\x89PNG")
+    picture = Picture("curves", "Curves", "caption", Drawing(b"\x89PNG", b"<svg/>"))
     return render(load_suite(suite), [table], [picture], ["caveat <x>"], ["gap <y>"])
 
 

@@ -144,7 +144,7 @@ def test_the_report_has_the_figure_where_a_run_left_its_tokens(suite, tmp_path):
     for folder in folders(suite, "boltzformer"):
         save_cases([case_of(0)], folder / "sampling.npz")
     after = build_report(suite, tmp_path / "after")
-    assert set(after.figures) - set(before.figures) == {"sampling.png"}
+    assert set(after.figures) - set(before.figures) == {"sampling.png", "sampling.svg"}
     page = after.html.read_text()
     assert 'href="#sampling"' in page and "Sampled patches (phantom data)" in page
     for name, path in before.tables.items():

@@ -151,7 +151,9 @@ def choose_cases(dice: np.ndarray, cases: pd.DataFrame) -> dict[str, int]:
         chosen = {"best": found[-1], "median": found[(len(found) - 1) // 2], "worst": found[0]}
     if len(missed):
         chosen["missed"] = missed[(len(missed) - 1) // 2]
-    return {what: int(place) for place, what in {place: what for what, place in reversed(chosen.items())}.items()}
+    # of few cases one may be several; it is drawn once
+    first = {place: what for what, place in reversed(chosen.items())}
+    return {what: int(place) for what, place in chosen.items() if first[place] == what}
 
 
 def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[Drawing | None, list[str]]:

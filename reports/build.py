@@ -38,7 +38,7 @@ from reports.robustness import prompt_tables
 from reports.sampling import sampling_figure, suite_rows
 from reports.significance import Ranking, patient_means, ranking
 from reports.significance_tables import difference_table, rank_table, seed_table
-from reports.statistics import DRAWS, Bootstrap, cluster_bootstrap
+from reports.statistics import DRAWS, FEW_PATIENTS, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, members
 from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdown
 
@@ -383,9 +383,11 @@ def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
     if any(len(row.seeds) == 1 for row in grid.rows):
         lines.append("Rows with one seed: their standard error holds the sampling of patients, not that of training.")
     patients = scores.cases.groupby("dataset")["patient"].nunique()
-    few = [f"{name} ({count})" for name, count in patients.items() if count < 10]
+    few = [f"{name} ({count})" for name, count in patients.items() if count < FEW_PATIENTS]
     if few:
-        lines.append(f"Fewer than 10 test patients, so the standard error comes out too small: {', '.join(few)}.")
+        lines.append(
+            f"Fewer than {FEW_PATIENTS} test patients, so the standard error comes out too small: {', '.join(few)}."
+        )
     published = {run.method for run in results.runs if run.published}
     for row, count in zip(grid.rows, scores.both_empty, strict=True):
         if count:

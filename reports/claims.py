@@ -24,7 +24,7 @@ from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
 from reports.aggregate import Scores, misses, per_case, score
 from reports.grid import Grid, check_grid
 from reports.load import SuiteResults, load_suite
-from reports.statistics import LEVEL, Bootstrap, cluster_bootstrap
+from reports.statistics import FEW_PATIENTS, LEVEL, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, LARGE, SMALL, members
 from reports.tables import Column, Table
 
@@ -85,7 +85,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """An effect with its 95% interval and the number of patients behind it."""
+    """An effect with its 95% interval and the number of patients behind it (in the size group that has fewer)."""
 
     effect: float
     low: float
@@ -132,8 +132,8 @@ def claims_table(suites: Sequence[SuiteResults], operations: float | None = None
         "scale. More: supported where the interval lies above 0, contradicted where it lies below. Enough or no worse: "
         f"the same with -{MARGIN:g} point for 0. Misses: supported where the interval reaches down to the paper's "
         "share. Cheaper: counted operations of one cross-attention layer (bench profile), at least 10 times fewer. "
-        "Undecided: with the patients that would decide it if the effect stayed as it is. Intervals hold no choice of "
-        "seeds."
+        "Undecided: with the patients that would decide it if the effect stayed as it is; always with fewer than "
+        f"{FEW_PATIENTS} patients that have objects of the sizes compared. Intervals hold no choice of seeds."
     )
     phantom = any(suite.phantom for suite in suites)
     frame = pd.DataFrame(lines, columns=[column.key for column in columns])
@@ -171,6 +171,8 @@ def fewer_operations(profile: Path) -> float | None:
 
 def verdict(found: Measured, rule: str) -> str:
     """ "supported", "contradicted", or "undecided" with the number of patients that would decide it."""
+    if found.patients < FEW_PATIENTS:
+        return f"undecided: {found.patients} patients have such objects, an interval needs {FEW_PATIENTS}"
     if rule == "share":
         return "supported" if found.low <= MISSES else "contradicted"
     bound = 0.0 if rule == "more" else -MARGIN
@@ -210,7 +212,10 @@ def _measure(claim: Claim, scored: Scored) -> Measured | None:
     signs = (1, -1)
     effect = sum(s * _difference(bootstrap.estimate[None], g, places)[0] for s, g in zip(signs, groups, strict=False))
     draws = sum(s * _difference(bootstrap.draws, g, places) for s, g in zip(signs, groups, strict=False))
-    return _interval(effect, draws, bootstrap)
+    cases = scored.scores.cases
+    inside = members(cases["area_pct"], groups)
+    patients = min(len(cases.loc[flags, ["dataset", "patient"]].drop_duplicates()) for flags in inside.T)
+    return _interval(effect, draws, patients)
 
 
 def _difference(values: np.ndarray, group, places: tuple[int, int]) -> np.ndarray:
@@ -227,15 +232,15 @@ def _misses(scored: Scored) -> Measured | None:
     missed = per_case(100 * misses(scored.suite.records), scored.grid)
     scores = replace(scored.scores, dice=missed)
     bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], (ALL,)))
-    return _interval(bootstrap.estimate[0, place], bootstrap.draws[:, 0, place], bootstrap)
+    return _interval(bootstrap.estimate[0, place], bootstrap.draws[:, 0, place], sum(bootstrap.clusters))
 
 
-def _interval(effect: float, draws: np.ndarray, bootstrap: Bootstrap) -> Measured | None:
+def _interval(effect: float, draws: np.ndarray, patients: int) -> Measured | None:
     draws = draws[np.isfinite(draws)]
     if not len(draws) or not np.isfinite(effect):
         return None
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Measured(float(effect), float(low), float(high), sum(bootstrap.clusters))
+    return Measured(float(effect), float(low), float(high), patients)
 
 
 def _row(side: str | tuple[str, str], suite: SuiteResults) -> str | None:

@@ -13,6 +13,7 @@ from reports.grid import Row
 
 DRAWS = 10_000
 LEVEL = 0.95
+FEW_PATIENTS = 10  # below, a bootstrap over patients gives too small a standard error
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ def test_the_rule(effect, low, high, rule, expected):
     assert verdict(Measured(effect, low, high, 100), rule) == expected
 
 
+def test_a_few_patients_decide_nothing():
+    assert verdict(Measured(69, 67, 70, 3), "more") == "undecided: 3 patients have such objects, an interval needs 10"
+    assert verdict(Measured(69, 67, 70, 10), "more") == "supported"
+
+
 @pytest.fixture
 def suite(build, tmp_path):
     """SEEM the best, then BoltzFormer, then nnU-Net, as `write_suite` shifts them."""
@@ -62,6 +67,11 @@ def test_effects_are_the_paired_differences(suite):
     assert (seem["verdict"], nnunet["verdict"]) == ("contradicted", "supported")
     assert seem["patients"] == 3 * 8
     assert lines.loc["BoltzFormer is better than SAM (text)", "verdict"] == "not run"
+    cases = results.records[results.records["method"] == "seem"]
+    small = 100 * cases["area_px"] / (cases["height"] * cases["width"]) < 1
+    patients = cases["patient"].astype("string")
+    fewer = min(patients[small].nunique(), patients[~small].nunique())
+    assert lines.loc["It gains more over SEEM on small objects than on large", "patients"] == fewer < 3 * 8
 
 
 def test_misses_are_counted_by_data_set(suite):

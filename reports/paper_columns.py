@@ -40,9 +40,12 @@ def paper_row(method: str, backbone: str) -> str | None:
 
 
 def main_table_beside_paper(table: Table, results: SuiteResults, grid: Grid) -> Table:
-    """Table 1: after Avg. and each data set of the paper a column with its number, and which row of it that is."""
+    """Table 1: after Avg. and each data set of the paper a column with its number, and which row of it that is.
+
+    As it was where none of the data sets is the paper's: its Avg. has then nothing to stand beside.
+    """
     found = [paper_row(row.method, results.backbones.get(row.backbone, row.backbone)) for row in grid.rows]
-    if not any(found):
+    if not any(found) or not any(dataset in table.frame for dataset in DATASETS):
         return table
     frame = table.frame.assign(paper_row=[name or MISSING for name in found])
     extra = {}
@@ -60,6 +63,8 @@ def main_table_beside_paper(table: Table, results: SuiteResults, grid: Grid) -> 
 
 def by_size_beside_paper(table: Table, grid: Grid) -> Table:
     """Table 2: after each method of the paper a column with its Dice and standard error, by size group."""
+    if not any(dataset in DATASETS for dataset in grid.datasets):
+        return table
     frame, extra = table.frame.copy(), {}
     for row in grid.rows:
         if row.method not in TABLE_2_NAMES:

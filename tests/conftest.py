@@ -17,15 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported: a core 
     os.environ.pop("COLUMNS", None)  # set by xdist to the width of the terminal
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, which then sets its fixtures up once; the contract's a method at a time."""
-    for item in items:
-        group = item.path.relative_to(ROOT).as_posix()
-        if group == "tests/test_contract.py" and hasattr(item, "callspec"):
-            group += str(item.callspec.params.get("learned") or item.callspec.id)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and reference numbers beside the checkout."""

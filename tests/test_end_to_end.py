@@ -62,7 +62,7 @@ def test_the_report_is_whole(smoke):
     assert "phantom" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert 'src="http' not in html
-    table = pd.read_csv(report / "main_table.csv")
+    table = pd.read_csv(report / "main_table.csv").filter(regex="^(?!paper)")  # the paper has not all of our rows
     assert len(table) == len(SUITES["smoke"].methods)
     empty = table[table["method"] == "BiomedParse v1"].iloc[0]
     assert empty["average"] == "-" and "no weights: give them with --weights biomedparse=FILE" in html

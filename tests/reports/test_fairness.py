@@ -58,7 +58,9 @@ def test_who_differs_is_named_with_what(suite):
 
 def test_the_line_stands_under_every_table_that_compares_methods(suite):
     line, report = line_of(suite), build_report(suite)
-    for name in COMPARING:
+    compared = [name for name in COMPARING if f"{name}.md" in report.tables]
+    assert set(COMPARING) - set(compared) <= {"by_modality"}  # there with several modalities
+    for name in compared:
         assert line in report.tables[f"{name}.md"].read_text()
     assert line in report.main.notes
     assert line not in report.tables["object_sizes.md"].read_text()

@@ -73,8 +73,9 @@ def test_our_numbers_and_what_is_bold_do_not_depend_on_it(suite):
     assert alone.main.bold == beside.main.bold and alone.main.underline == beside.main.underline
 
 
-def test_own_data_and_methods_have_no_column_of_the_paper(build, tmp_path):
-    suite = build.suite(tmp_path, size=48, objects={"zebra": ["stripe"]}, methods={"location_prior": "Location prior"})
+def test_own_data_have_no_column_of_the_paper(build, tmp_path):
+    methods = {"boltzformer": "BoltzFormer", "location_prior": "Location prior"}
+    suite = build.suite(tmp_path, size=48, objects={"zebra": ["stripe"]}, methods=methods)
     for name in ("main_table.csv", "by_size.csv", "object_sizes.csv"):
         assert "paper" not in build_report(suite).tables[name].read_text()
 

@@ -294,7 +294,8 @@ def draw(
     if any(run.origin is None for run in results.runs):
         caption = (
             "Train loss (running mean over the raw values) and validation Dice. A step means what the "
-            "method's budget says, and losses of different methods are not the same function."
+            "method's budget says, and losses of different methods are not the same function: each stands on its own "
+            "scale."
         )
         pictures.append(Picture("curves", "Training curves", caption, figures.curves(results, results.phantom)))
     if np.isfinite(order.p):

@@ -26,7 +26,7 @@ POINTS = 40  # of a curve, equally far apart in log area
 DRAWS = 1_000
 FLAT = 1e-3  # of the range of x: where the neighbours of a point spread less, no slope can be told
 PANELS = 6  # small ones beside that of all masks
-LINES = ("-", "--", ":", "-.")  # the first for the first eight methods, when colours begin again the next
+LINES = ("-", "--", ":", "-.")  # the next when colours begin again
 ALL_MASKS = "all"
 CURVE_CAPTION = (
     f"LOWESS over the logarithm of the area: at each point a line through the nearest {SPAN:.0%} of the masks, by "

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+# Okabe and Ito's colours, then Tol's, which the colour-blind can tell apart
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00",
+    "#882255", "#332288", "#44AA99", "#AA4499",
+)  # fmt: skip
 MARKERS = "osD^vP*X"
 TRUTH_COLOR, MASK_COLOR = "#ff2020", (0, 200, 83)
 
@@ -77,7 +80,7 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
 
 
 def style_of(place: int) -> dict[str, str]:
-    """Colour and marker of the row at `place`, no two alike among 64."""
+    """Colour and marker of the row at `place`, no two alike among 96."""
     return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)]}
 
 
@@ -87,8 +90,8 @@ def curves(results: SuiteResults, phantom: bool) -> Drawing:
     Across: the share of the run's steps, so that runs of very different numbers of steps can be read side by side
     (nnU-Net's experts train one after the other, and each begins anew; its loss is its own).
     Points of equal step are averaged: a run resumed after a kill repeats some. Train loss is a running mean
-    over a fiftieth of its points, drawn over the raw values. `val_dice` is a fraction in the history and
-    percent here.
+    over a fiftieth of its points, drawn over the raw values, on a scale of its own: methods minimise different
+    functions. `val_dice` is a fraction in the history and percent here.
     """
     from matplotlib.figure import Figure
 
@@ -103,16 +106,17 @@ def curves(results: SuiteResults, phantom: bool) -> Drawing:
         style = {"color": COLORS[place % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[run.seed % 4]}
         loss, dice = _curve(run, "train_loss"), 100 * _curve(run, "val_dice")
         if len(loss):
+            mean = loss.rolling(max(1, len(loss) // 50), min_periods=1).mean()
+            loss, mean = (100 * (values - mean.min()) / (np.ptp(mean) or 1.0) for values in (loss, mean))
             panels[0].plot(loss.index, loss, alpha=0.15, linewidth=0.8, color=style["color"])
-            window = max(1, len(loss) // 50)
-            panels[0].plot(loss.index, loss.rolling(window, min_periods=1).mean(), label=label, linewidth=1.4, **style)
+            panels[0].plot(mean.index, mean, label=label, linewidth=1.4, **style)
         if len(dice):
             panels[1].plot(
                 dice.index, dice, label=label, linewidth=1.4, markersize=3.5,
                 marker=style_of(place)["marker"], **style,
             )  # fmt: skip
         drawn = drawn or len(loss) > 0 or len(dice) > 0
-    panels[0].set_ylabel("train loss (each method's own)")
+    panels[0].set_ylabel("train loss, from its lowest (0) to its highest (100)")
     panels[1].set_ylabel("validation Dice, %")
     for axes in panels:
         axes.set_xlabel("share of the run's training, %")

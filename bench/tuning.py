@@ -28,6 +28,7 @@ from bench.interface import Spread
 from bench.spec import Profile, RunSpec
 
 POLL = 0.3  # seconds; how fast Ctrl-C is noticed
+GRACE = 5.0  # seconds for a part of a trial to end by itself when another has failed
 OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
 WAITING = {"cpu": 0, "memory": 1}  # a byte: Ray wants something reserved
 ENVIRONMENT = {
@@ -231,3 +232,7 @@ def _spread(
     finally:
         for stream in running:
             ray.cancel(stream)
+        # asked to stop, a part may not hear it: on a busy machine the signal can be lost
+        deaf = ray.wait(running, num_returns=len(running), timeout=GRACE)[1] if running else []
+        for stream in deaf:
+            ray.cancel(stream, force=True)

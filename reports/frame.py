@@ -6,6 +6,7 @@ tests/benchmarks/report_size.py` measures what a report of so many takes.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from bench.errors import UserError
 from bench.records import ADDED_COLUMNS, READABLE_VERSIONS, RECORD_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pyarrow
 
@@ -77,13 +78,20 @@ def read_records(files: Sequence[RecordFile]) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What pyarrow raises for a broken file is a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise fault(path, f"cannot be read ({_first_line(error)})") from error
+
+
 def _rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
-    try:
+    with readable(path):
         return pq.read_metadata(path).num_rows
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise fault(path, f"cannot be read ({first_line(error)})") from error
 
 
 def _read(file: RecordFile) -> pyarrow.Table:
@@ -93,10 +101,8 @@ def _read(file: RecordFile) -> pyarrow.Table:
 
     path = file.path
     texts = [name for name, dtype in RECORD_COLUMNS.items() if dtype == "string"]
-    try:
+    with readable(path):
         table = pq.read_table(path, read_dictionary=texts)
-    except (OSError, ValueError) as error:
-        raise fault(path, f"cannot be read ({first_line(error)})") from error
     there = set(table.column_names)
     lacking = [name for name in RECORD_COLUMNS if name not in there and name not in ADDED_COLUMNS]
     if lacking:
@@ -120,6 +126,6 @@ def fault(path: Path, what: str) -> UserError:
     return UserError(f"{path} {what}: delete {path.parent} and run the suite again")
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """What an error says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

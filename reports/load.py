@@ -16,7 +16,7 @@ from bench.atomic import read_json
 from bench.errors import UserError
 from bench.records import ADDED_COLUMNS, PHRASINGS_FILE, READABLE_VERSIONS
 from bench.spec import Origin, RunSpec, folder_name
-from reports.frame import COUNTS, VERSIONS, RecordFile, fault, first_line, read_records
+from reports.frame import COUNTS, VERSIONS, RecordFile, fault, read_records, readable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -137,10 +137,8 @@ def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
     path = run.folder / "predictions.parquet"
     if run.state != "finished" or not path.is_file():
         return pd.DataFrame()
-    try:
+    with readable(path):
         return pd.read_parquet(path, filters=[("image_id", "in", sorted(set(image_ids)))])
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise fault(path, f"cannot be read ({first_line(error)})") from error
 
 
 def load_phrasings(results: SuiteResults) -> pd.DataFrame:

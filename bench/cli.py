@@ -109,7 +109,6 @@ def run(
     from bench import run as driver
     from bench.plan import Request
 
-    _hush_libraries()
     request = Request(
         suite=suite,
         data=tuple(data or ()),
@@ -136,7 +135,7 @@ def report(
         typer.Option(help="Another run on the same split: what changed from NAME to it.", metavar="NAME|DIR"),
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper/--no-paper", help="The paper's Tables 1, 2 and 9 in columns beside ours.")
+        bool, typer.Option("--paper/--no-paper", help="The paper's numbers (Tables 1 to 9) in columns beside ours.")
     ] = True,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -194,7 +193,6 @@ def phrasings(
     from reports.build import build_report
     from reports.tables import to_rich
 
-    _hush_libraries()
     console = terminal_console()
     with progress_bar(console, "asking in other words") as on_progress:
         asked = ask_phrasings(_suite_folder(name, runs_dir), on_progress)
@@ -270,7 +268,6 @@ def predict(
     """
     from bench.predict_image import predict_image
 
-    _hush_libraries()
     console = terminal_console()
     with console.status("loading the model and predicting"):
         done = predict_image(
@@ -350,7 +347,6 @@ def profile(
     """
     from bench.profiling import run as profiling
 
-    _hush_libraries()
     scopes = [kind.value for kind in ([scope] if scope else Scope)]
     counts = None if threads is None else tuple(sorted(set(options.whole_numbers("--threads", threads, "1,2"))))
     raise typer.Exit(
@@ -422,6 +418,7 @@ def ui(
 @app.callback(invoke_without_command=True)
 def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """The options of `bench` itself."""
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their developers
     if version:
         from bench import __version__
 
@@ -446,11 +443,6 @@ def main() -> None:
 def _die(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _hush_libraries() -> None:
-    """Keeps what libraries tell their developers from the user's terminal."""
-    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _listing(kind: Listing, runs_dir: Path):

@@ -24,11 +24,14 @@ COST_KEYS = ["train_seconds", *COSTS]
 SIZES = {"all": ALL, "small": SMALL, "large": LARGE}
 
 
-def ablation_table(ablation: Ablation, values: Mapping[str, str], results: SuiteResults, own: str) -> Table:
+def ablation_table(
+    ablation: Ablation, values: Mapping[str, str], results: SuiteResults, own: str, paper: bool = True
+) -> Table:
     """One line per value and backbone: Dice by size, difference to the profile's own value, the paper's, cost.
 
     values: what the table shows -> row of the suite ("boltzformer temperature=0.25"); own: the row of the profile's own
-    values ("boltzformer"), which the others are compared with. Gaps are shown as in every table.
+    values ("boltzformer"), which the others are compared with; paper: with the paper's numbers. Gaps are shown as in
+    every table.
     """
     part = results.only({*values.values(), own})
     grid = check_grid(part)
@@ -39,6 +42,7 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
     tests = paired_tests({"all": patient_means(scores, everything)}, grid.rows, own)
     effects = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, own)
     compared = effects.assign(p=tests.get("all_p")).set_index("label") if len(effects) else pd.DataFrame()
+    beside = paper and ablation.table is not None
     own_value = next((value for value, row in values.items() if row == own), None)
     lines = []
     for backbone in dict.fromkeys(row.backbone for row in grid.rows):
@@ -60,7 +64,7 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
                     "high": found["all_high"],
                     "p": found["p"],
                 }
-            line |= _paper(ablation.name, value, own_value) | costs.loc[place, COST_KEYS].to_dict()
+            line |= (_paper(ablation.name, value, own_value) if beside else {}) | costs.loc[place, COST_KEYS].to_dict()
             line["own"] = "yes" if name == own else ""
             lines.append(line)
     columns = [Column("value", ablation.title), Column("own", "own")]
@@ -68,14 +72,14 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
     columns += [Column(key, f"{group.label} (SE)", 1, beside=f"{key} SE") for key, group in SIZES.items()]
     columns += [Column("difference", "Difference", 1), Column("low", "low", 1), Column("high", "high", 1)]
     columns += [Column("p", "p", 3, least=0.001)]
-    if ablation.table is not None:
+    if beside:
         columns += [
             Column("paper", "Paper (SE)", 1, beside="paper SE"),
             Column("paper_difference", "Paper's difference", 1),
         ]
     columns += [
-        Column("train_seconds", "Training, s", 0),
-        *(Column(key, text, 1, terminal=False) for key, text in COSTS.items()),
+        Column("train_seconds", "Training, s", 0, narrow=False),
+        *(Column(key, text, 1, narrow=False) for key, text in COSTS.items()),
     ]
     keys = [key for column in columns for key in (column.key, column.beside) if key]
     caption = (
@@ -83,7 +87,7 @@ def ablation_table(ablation: Ablation, values: Mapping[str, str], results: Suite
         f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients) and p of Wilcoxon's signed-rank "
         "test on patients, corrected by Holm over the values of this table."
     )
-    if ablation.table is not None:
+    if beside:
         caption += f" Paper: its Table {ablation.table}, at its scale and on its data."
     frame = pd.DataFrame(lines).reindex(columns=keys)
     table = Table(

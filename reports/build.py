@@ -30,6 +30,7 @@ from reports.curve import CURVE_CAPTION, curve_figure, curve_table, dice_vs_area
 from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
+from reports.latex import to_latex
 from reports.load import SuiteResults, load_suite
 from reports.modality import modality_table
 from reports.paper_columns import by_size_beside_paper, main_table_beside_paper, size_table_beside_paper
@@ -40,10 +41,9 @@ from reports.significance import Ranking, patient_means, ranking
 from reports.significance_tables import difference_table, rank_table, seed_table
 from reports.statistics import DRAWS, FEW_PATIENTS, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, members
-from reports.tables import Column, Table, highlight, to_csv, to_latex, to_markdown
+from reports.tables import Column, Table, highlight, to_csv, to_markdown
 
 FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
-LATEX_TABLES = ("main_table", "by_size")
 # tables that compare methods with each other
 COMPARING = (
     "main_table",
@@ -85,7 +85,8 @@ class Report:
 def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -> Report:
     """Writes every table and figure of a suite folder to `out`, by default <suite_dir>/report.
 
-    paper: the paper's numbers stand in columns beside ours in `main_table`, `by_size` and `object_sizes`.
+    paper: the paper's numbers stand in columns beside ours in `main_table`, `by_size`, `object_sizes` and those of the
+    ablations, and as points in their figures; the claims name them in any case.
 
     Raises UserError for a folder that is no suite, a broken run, a run of another split or schema version,
     duplicate records, and an `out` that cannot be written.
@@ -113,7 +114,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     ]
     if paper:
         tables = [beside_paper(table, results, grid) for table in tables]
-    ablated = ablations(results)
+    ablated = ablations(results, paper)
     tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
     tables = [
@@ -135,7 +136,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     runs = replace(run_table(results), notes=origins)
     cases = browser_cases(results, grid, scores)
     page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps, cases)
-    files = {f"{table.name}.{form}": FORMS[form](table).encode() for table in tables for form in _forms(table.name)}
+    files = {f"{table.name}.{form}": write(table).encode() for table in tables for form, write in FORMS.items()}
     files["dice_vs_area.csv"] = to_csv(curve_table(curves, results.phantom)).encode()
     images = {f"{picture.name}.png": picture.drawing.png for picture in pictures}
     images |= {f"{picture.name}.svg": picture.drawing.svg for picture in pictures}
@@ -176,11 +177,11 @@ def main_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Boo
         Column("method", "Method"),
         Column("average", "Avg. (SE)", 1, beside="average SE"),
         *(Column(dataset, DATASET_LABELS.get(dataset, dataset), 1) for dataset in grid.datasets),
-        Column("parameters", "Parameters", 0, terminal=False),
-        Column("budget", "Budget", terminal=False),
+        Column("parameters", "Parameters", 0, narrow=False),
+        Column("budget", "Budget", narrow=False),
         Column("train_seconds", "Training, s", 0),
         Column("ms_per_prompt", "ms/prompt", 1),
-        Column("seeds", "Seeds", 0, terminal=False),
+        Column("seeds", "Seeds", 0, narrow=False),
     )
     caption = (
         "Mean Dice in percent over the test masks of each data set, and the unweighted mean over data "
@@ -327,14 +328,16 @@ def draw(
     return pictures, notes + unseen
 
 
-def ablations(results: SuiteResults) -> list[tuple[Table, Picture | None]]:
+def ablations(results: SuiteResults, paper: bool) -> list[tuple[Table, Picture | None]]:
     """A table, and a figure where there is a difference to draw, of every ablation the suite has run."""
     made = []
     for name, values in results.ablations.items():
         ablation = ABLATIONS[name]
-        table = ablation_table(ablation, values, results, results.reference or "")
+        table = ablation_table(ablation, values, results, results.reference or "", paper)
         drawing = ablation_figure(ablation, table)
-        caption = "Difference to the profile's own value with its 95% interval; diamonds: the paper's, at its scale."
+        caption = "Difference to the profile's own value with its 95% interval."
+        if "paper" in table.frame:
+            caption += " Diamonds: the paper's, at its scale."
         made.append((table, Picture(table.name, table.title, caption, drawing) if drawing is not None else None))
     return made
 
@@ -414,7 +417,3 @@ def _mean(fits: list[dict[str, Any]], key: str) -> float:
 def _fill(values, gaps: list[str]) -> list[float | str]:
     """Numbers as they are, and in the place of each NaN what stands for it."""
     return [gap if np.isnan(value) else float(value) for value, gap in zip(values, gaps, strict=True)]
-
-
-def _forms(name: str) -> tuple[str, ...]:
-    return ("md", "csv", "tex") if name in LATEX_TABLES or name.startswith("ablation_") else ("md", "csv")

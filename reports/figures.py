@@ -134,7 +134,8 @@ def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) 
     figure = Figure(figsize=(7.2, 1.2 + 0.28 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     ranks = pd.Series(ranking.ranks, index=names)
-    critical_difference_diagram(ranks, pairs, ax=axes, color_palette={name: "black" for name in names})
+    black, plain = {name: "black" for name in names}, {"parse_math": False}
+    critical_difference_diagram(ranks, pairs, ax=axes, color_palette=black, label_props=plain)
     axes.set_title("Mean rank over patients" + (" (phantom data)" if phantom else ""), fontsize=10)
     return drawing_of(figure)
 

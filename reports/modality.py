@@ -42,7 +42,7 @@ def modality_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table |
             lines.append(line)
     columns = (
         Column("modality", "Modality"),
-        Column("datasets", "Data sets", terminal=False),
+        Column("datasets", "Data sets", narrow=False),
         Column("area", "Object area"),
         Column("support", "Masks", 0),
         *(Column(row.label, row.label, 1, beside=f"{row.label} SE") for row in grid.rows),

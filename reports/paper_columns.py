@@ -52,8 +52,8 @@ def main_table_beside_paper(table: Table, results: SuiteResults, grid: Grid) -> 
     for place, key in enumerate(("average", *DATASETS)):
         if key in frame:
             frame[f"paper {key}"] = [TABLE_1[name][place] if name else np.nan for name in found]
-            extra[key] = [Column(f"paper {key}", "Paper", 1, terminal=key == "average")]
-    extra["method"] = [Column("paper_row", "Row of the paper", terminal=False)]
+            extra[key] = [Column(f"paper {key}", "Paper", 1, narrow=key == "average")]
+    extra["method"] = [Column("paper_row", "Row of the paper", narrow=False)]
     note = (
         f"{ITS_OWN}, of the row named; on a backbone it lacks, its row on {REFERENCE_BACKBONE}. Its Avg. is over its "
         "seven data sets."
@@ -73,7 +73,7 @@ def by_size_beside_paper(table: Table, grid: Grid) -> Table:
         pairs = np.array([TABLE_2.get(key, (np.nan, np.nan)) for key in keys])
         key = f"paper {row.label}"
         frame[key], frame[f"{key} SE"] = pairs.T
-        extra[row.label] = [Column(key, "Paper", 1, beside=f"{key} SE", terminal=False)]
+        extra[row.label] = [Column(key, "Paper", 1, beside=f"{key} SE", narrow=False)]
     return (
         _insert(table, frame, extra, f"{ITS_OWN}, on {REFERENCE_BACKBONE}; it has no finer bins.") if extra else table
     )

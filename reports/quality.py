@@ -39,7 +39,7 @@ def quality_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table | 
             frame[f"{prefix}{key} SE"] = bootstrap.standard_error[place]
     titles = SURFACES | {"hd95": "HD95, px", "missed": "missed, %"}
     shown = [
-        Column(f"{prefix}{key}", f"{title}{where}", 1, beside=f"{prefix}{key} SE", terminal=not prefix)
+        Column(f"{prefix}{key}", f"{title}{where}", 1, beside=f"{prefix}{key} SE", narrow=not prefix)
         for prefix, where in (("", ""), ("small_", " (small)"))
         for key, title in titles.items()
     ]

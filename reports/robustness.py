@@ -86,17 +86,17 @@ def prompt_table(results: SuiteResults, grid: Grid, records: pd.DataFrame) -> Ta
         lines.append(line | _worst(mine))
     columns = (
         Column("method", "Method"),
-        Column("objects", "Objects", 0, terminal=False),
-        Column("phrasings", "Phrasings", 0, terminal=False),
-        Column("masks", "Masks", 0, terminal=False),
+        Column("objects", "Objects", 0, narrow=False),
+        Column("phrasings", "Phrasings", 0, narrow=False),
+        Column("masks", "Masks", 0, narrow=False),
         Column("first", "First phrasing (SE)", 1, beside="first SE"),
-        Column("mean", "All phrasings (SE)", 1, beside="mean SE", terminal=False),
+        Column("mean", "All phrasings (SE)", 1, beside="mean SE", narrow=False),
         Column("sd", "SD (SE)", 1, beside="sd SE"),
         Column("range", "Range (SE)", 1, beside="range SE"),
         Column("moved", f"Moved >{MOVED:g}, % (SE)", 1, beside="moved SE"),
         Column("worst", "Worst phrasing"),
         Column("worst_dice", "Worst, Dice", 1),
-        Column("worst_first", "First there, Dice", 1, terminal=False),
+        Column("worst_first", "First there, Dice", 1, narrow=False),
     )
     caption = (
         "The same test masks asked for in all phrasings of their object. Mean Dice in percent by the first phrasing, "

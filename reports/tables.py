@@ -1,4 +1,4 @@
-"""One description of a table, and its forms: Markdown, CSV, LaTeX, HTML and the terminal."""
+"""One description of a table, and its forms: Markdown, CSV, HTML and the terminal; LaTeX is in `reports.latex`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,6 @@ if TYPE_CHECKING:
     import rich.table
 
 MISSING = "-"
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
 
 
 @dataclass(frozen=True)
@@ -39,16 +24,16 @@ class Column:
     """A column of the frame and how it is shown.
 
     digits: decimals of a number, None for text; beside: a further column of the frame that is shown in
-    parentheses after the value (a standard error, a median) and is a column of its own in the CSV; terminal:
-    shown there too, where width is scarce; least: a smaller number is shown as "<least" (a p value); heat: percentages
-    whose cells are tinted in HTML.
+    parentheses after the value (a standard error, a median) and is a column of its own in the CSV; narrow: shown where
+    width is scarce too, in the terminal and in LaTeX; least: a smaller number is shown as "<least" (a p value); heat:
+    percentages whose cells are tinted in HTML.
     """
 
     key: str
     header: str
     digits: int | None = None
     beside: str | None = None
-    terminal: bool = True
+    narrow: bool = True
     least: float | None = None
     heat: bool = False
 
@@ -139,35 +124,6 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    r"""A table environment for `\usepackage{booktabs}`: best in \textbf, best per group in \underline."""
-
-    def show(cell: Cell) -> str:
-        text = latex_escape(cell.text)
-        text = rf"\textbf{{{text}}}" if cell.bold else text
-        return rf"\underline{{{text}}}" if cell.underline else text
-
-    alignment = "".join("l" if column.digits is None else "r" for column in table.columns)
-    caption = " ".join([f"{table.full_title}.", table.full_caption, *table.notes])
-    body = [" & ".join(show(cell) for cell in row) + r" \\" for row in cells(table)]
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering\small",
-        rf"\caption{{{latex_escape(caption)}}}",
-        rf"\label{{tab:{table.name.replace('_', '-')}}}",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        " & ".join(latex_escape(column.header) for column in table.columns) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def to_html(table: Table) -> str:
     """A <figure> with the caption above the table, everything escaped; scrolls sideways where too wide."""
 
@@ -210,7 +166,7 @@ def to_rich(table: Table) -> rich.table.Table:
     notes = Text("\n".join(table.notes)) if table.notes else None
     title = Text(table.full_title, style="bold")
     shown = RichTable(title=title, caption=notes, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown_columns = [column.terminal for column in table.columns]
+    shown_columns = [column.narrow for column in table.columns]
     for column in compress(table.columns, shown_columns):
         shown.add_column(Text(column.header), justify="left" if column.digits is None else "right", no_wrap=True)
     for row in cells(table):
@@ -239,12 +195,6 @@ def cells(table: Table) -> list[list[Cell]]:
             row.append(Cell(text, at in table.bold, at in table.underline))
         shown.append(row)
     return shown
-
-
-def latex_escape(text: str) -> str:
-    """Text with LaTeX's special characters made plain."""
-    plain = "".join(LATEX.get(character, character) for character in text)
-    return plain.replace(rf"{LATEX['>']}=", r"$\geq$")
 
 
 def _format(value: object, digits: int | None) -> str:

@@ -48,6 +48,14 @@ def test_values_stand_in_their_order_beside_the_papers(suite):
     assert frame["paper_difference"].tolist() == pytest.approx([dice - 73.7 for dice, _ in paper])
 
 
+def test_the_papers_numbers_can_be_left_out(suite):
+    report = build_report(suite, paper=False)
+    table = report.ablations["temperature"]
+    assert "Paper" not in to_markdown(table) and not [key for key in table.frame if "paper" in key]
+    assert "Diamonds" not in report.html.read_text()
+    assert "Diamonds" in build_report(suite).html.read_text()
+
+
 def test_scores_are_those_of_the_whole_suites_tables(suite):
     """The same numbers as the main table; the difference is to the profile's own value."""
     frame, main = table_of(suite).frame, build_report(suite).frame.set_index("method")

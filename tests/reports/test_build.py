@@ -12,15 +12,11 @@ from bench.errors import UserError
 from reports.build import build_report
 from reports.load import load_suite
 
-FILES = {
-    "claims.md", "claims.csv", "dice_vs_cost.png", "quality.md", "quality.csv", "detection.md", "detection.csv",
-    "main_table.md", "main_table.csv", "main_table.tex", "by_size.md", "by_size.csv", "by_size.tex",
-    "object_sizes.md", "object_sizes.csv", "per_object.md", "per_object.csv", "differences.md",
-    "differences.csv", "cost.md", "cost.csv", "fairness.md", "fairness.csv",
-    "ranks.md", "ranks.csv", "seeds.md", "seeds.csv", "critical_difference.png",
-    "dice_vs_size.png", "dice_vs_area.png", "dice_vs_area.csv", "curves.png", "overlays.png", "index.html",
-}  # fmt: skip
-FILES |= {name.replace(".png", ".svg") for name in FILES}
+TABLES = ["claims", "main_table", "by_size", "differences", "ranks", "seeds", "per_object", "object_sizes"]
+TABLES += ["quality", "detection", "cost", "fairness"]
+FIGURES = ["dice_vs_size", "dice_vs_area", "dice_vs_cost", "critical_difference", "curves", "overlays"]
+FILES = {f"{name}.{form}" for name in TABLES for form in ("md", "csv", "tex")}
+FILES |= {f"{name}.{form}" for name in FIGURES for form in ("png", "svg")} | {"dice_vs_area.csv", "index.html"}
 DATASETS = ["LIDC-IDRI", "AMOS22-CT", "zebra"]
 
 

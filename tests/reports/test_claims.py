@@ -33,12 +33,19 @@ PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned":
     ],
 )
 def test_the_rule(effect, low, high, rule, expected):
-    assert verdict(Measured(effect, low, high, 100), rule) == expected
+    assert verdict(Measured(effect, low, high, 100, 50), rule) == expected
 
 
 def test_a_few_patients_decide_nothing():
-    assert verdict(Measured(69, 67, 70, 3), "more") == "undecided: 3 patients have such objects, an interval needs 10"
-    assert verdict(Measured(69, 67, 70, 10), "more") == "supported"
+    assert (
+        verdict(Measured(69, 67, 70, 3, 50), "more") == "undecided: 3 patients have such objects, an interval needs 10"
+    )
+    assert verdict(Measured(69, 67, 70, 10, 50), "more") == "supported"
+
+
+@pytest.mark.parametrize("rule", ["more", "no less", "share"])
+def test_models_that_have_learned_nothing_decide_nothing(rule):
+    assert verdict(Measured(0, 0, 0, 100, 0.2), rule) == "undecided: trained too little, Dice 0.2 at best"
 
 
 @pytest.fixture
@@ -65,13 +72,13 @@ def test_effects_are_the_paired_differences(suite):
     # the same draws, from the other side
     assert seem["low"] == pytest.approx(-paired.loc["SEEM+Hiera-XT", "all_high"])
     assert (seem["verdict"], nnunet["verdict"]) == ("contradicted", "supported")
-    assert seem["patients"] == 3 * 8
+    assert seem["cases"] == 3 * 8
     assert lines.loc["BoltzFormer is better than SAM (text)", "verdict"] == "not run"
     cases = results.records[results.records["method"] == "seem"]
     small = 100 * cases["area_px"] / (cases["height"] * cases["width"]) < 1
     patients = cases["patient"].astype("string")
     fewer = min(patients[small].nunique(), patients[~small].nunique())
-    assert lines.loc["It gains more over SEEM on small objects than on large", "patients"] == fewer < 3 * 8
+    assert lines.loc["It gains more over SEEM on small objects than on large", "cases"] == fewer < 3 * 8
 
 
 def test_misses_are_counted_by_data_set(suite):

@@ -15,6 +15,7 @@ from reports import figures
 from reports.aggregate import score
 from reports.grid import check_grid
 from reports.load import load_suite
+from reports.significance import patient_means, ranking
 from reports.statistics import cluster_bootstrap
 from reports.strata import GROUPS, members
 
@@ -103,6 +104,12 @@ def test_dice_vs_size_and_curves_have_each_methods_colour(loaded):
         assert count(sizes, color, 8) > 100
         # nnU-Net, the third, has no history in this suite
         assert (count(curves, color, 8) > 100) == (place < 2)
+
+
+def test_names_are_no_formulas_in_the_critical_difference_diagram(loaded):
+    order = ranking(patient_means(loaded[2], np.ones(len(loaded[2].cases), bool)))
+    names = [rf"$\frac$ {place}" for place in range(3)]
+    assert all(name in figures.critical_difference(order, names, True).svg.decode() for name in names)
 
 
 def test_svg_is_the_same_bytes_again_with_text_as_escaped_text(loaded):

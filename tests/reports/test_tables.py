@@ -7,8 +7,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from reports.tables import (
@@ -16,10 +14,8 @@ from reports.tables import (
     Table,
     cells,
     highlight,
-    latex_escape,
     to_csv,
     to_html,
-    to_latex,
     to_markdown,
     to_rich,
 )
@@ -84,26 +80,6 @@ def test_markdown_has_as_many_cells_in_each_line():
     assert "| <u>**71.2 (0.52)**</u> |" in lines[2]
 
 
-def test_latex_is_balanced_and_escaped():
-    text = to_latex(example())
-    opened = re.findall(r"\\begin\{(\w+)\}", text)
-    closed = re.findall(r"\\end\{(\w+)\}", text)
-    assert opened == closed[::-1] == ["table", "tabular"]
-    bare = re.sub(r"\\[\\{}&%$#_]", "", text)
-    assert bare.count("{") == bare.count("}")
-    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {2} and len(lines) == 5
-    assert r"\underline{\textbf{71.2 (0.52)}}" in body and r"\begin{tabular}{lrr}" in text
-    assert latex_escape("Large (>=1%)") == r"Large ($\geq$1\%)"
-
-
-@given(st.text(alphabet="ab\\&%$#_{}~^<>|=", max_size=12))
-def test_latex_escape_leaves_no_special_character(text):
-    plain = re.sub(r"\\text\w+\{\}|\\[&%$#_{}]|\$\\geq\$", "", latex_escape(text))
-    assert set(plain) <= set("ab=")
-
-
 class Text(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -136,6 +112,6 @@ def test_terminal_shows_the_cells():
         assert all(text in shown for text in text_of(row))
 
 
-@pytest.mark.parametrize("form", [to_markdown, to_latex, to_html, to_csv])
+@pytest.mark.parametrize("form", [to_markdown, to_html, to_csv])
 def test_phantom_is_said_in_every_form(form):
     assert "phantom" in form(example()) and "phantom" not in form(example(phantom=False))

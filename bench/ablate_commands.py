@@ -48,7 +48,7 @@ def ablate(
 
     One field changes at a time, everything else is the profile's. All ablations share a folder and in it the run of the
     profile's own values, so that the next one costs only what is new. Stop it at any time: the same command goes on.
-    Writes ablation_NAME.md, .csv, .tex and .png into the report.
+    Writes ablation_NAME.md, .csv, .tex, .png and .svg into the report.
 
     \b
     Examples:

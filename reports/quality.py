@@ -1,4 +1,4 @@
-"""What Dice does not say: contours, missed targets, lesions found and invented, and whether a method knows when it is
+"""Beside Dice: IoU, contours, missed targets, lesions found and invented, and whether a method knows when it is
 right. The rule for empty masks stands in `bench.metrics`."""
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ RIGHT = 50.0  # percent of Dice from which on a mask counts as right
 BINS = 10  # of the calibration error
 
 
-def quality_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table | None:
-    """NSD, HD95 and complete misses, on all and on small objects; None where no run has recorded contours."""
+def quality_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table:
+    """IoU, NSD, HD95 and complete misses, on all and on small objects; without those that no run has recorded."""
     records = results.records
-    if not records["nsd_1"].notna().any():
-        return None
-    columns = {key: 100 * records[key].to_numpy() for key in SURFACES}
+    columns = {"iou": iou_percent(record_dice(records))} | {key: 100 * records[key].to_numpy() for key in SURFACES}
     columns |= {"hd95": records["hd95"].to_numpy(), "missed": 100 * misses(records)}
+    columns = {key: values for key, values in columns.items() if np.isfinite(values).any()}
     inside = members(scores.cases["area_pct"], (ALL, SMALL))
     frame = pd.DataFrame({"method": [row.label for row in grid.rows]})
     gaps = [row.gap for row in grid.rows]
@@ -37,21 +36,29 @@ def quality_table(results: SuiteResults, grid: Grid, scores: Scores) -> Table | 
             estimate = bootstrap.estimate[place]
             frame[f"{prefix}{key}"] = [g if np.isnan(v) else v for g, v in zip(gaps, estimate, strict=True)]
             frame[f"{prefix}{key} SE"] = bootstrap.standard_error[place]
-    titles = SURFACES | {"hd95": "HD95, px", "missed": "missed, %"}
+    titles = {"iou": "IoU"} | SURFACES | {"hd95": "HD95, px", "missed": "missed, %"}
     shown = [
         Column(f"{prefix}{key}", f"{title}{where}", 1, beside=f"{prefix}{key} SE", narrow=not prefix)
         for prefix, where in (("", ""), ("small_", " (small)"))
         for key, title in titles.items()
+        if key in columns
     ]
     caption = (
-        "Normalised surface Dice in percent at tolerances of 1, 2 and 4 px of the original image, the 95th percentile "
-        "of the Hausdorff distance in px over the masks where both contours are there, and the share of targets of "
-        "which no pixel was found, weighted as in the table by size, with standard errors over patients. An empty mask "
-        "has NSD 0 and no distance; where truth and mask are both empty nothing counts. Best NSD in bold."
+        "Intersection over union in percent; where recorded, normalised surface Dice (NSD) in percent at tolerances of "
+        "1, 2 and 4 px of the original image and the 95th percentile of the Hausdorff distance in px over the masks "
+        "where both contours are there; and the share of targets of which no pixel was found. Weighted as in the table "
+        "by size, with standard errors over patients. An empty mask has IoU and NSD 0 and no distance; where truth and "
+        "mask are both empty nothing counts. Best IoU and NSD bold."
     )
     shown.insert(0, Column("method", "Method"))
-    table = Table("quality", "Contours and missed targets", caption, frame, tuple(shown), results.phantom)
-    return highlight(table, "column", [f"{prefix}{key}" for prefix in ("", "small_") for key in SURFACES])
+    table = Table("quality", "Overlap, contours and missed targets", caption, frame, tuple(shown), results.phantom)
+    best = [key for key in ("iou", *SURFACES) if key in columns]
+    return highlight(table, "column", [f"{prefix}{key}" for prefix in ("", "small_") for key in best])
+
+
+def iou_percent(dice: np.ndarray) -> np.ndarray:
+    """Intersection over union from Dice, both in percent: tp / (tp + fp + fn) = D / (2 - D) for D in 0..1."""
+    return 100 * dice / (200 - dice)
 
 
 def detection_table(results: SuiteResults, grid: Grid) -> Table | None:

@@ -26,12 +26,14 @@ def loaded(suite):
 def test_contours_and_misses_are_means_over_data_sets(suite):
     results, grid, scores = loaded(suite)
     frame = quality_table(results, grid, scores).frame.set_index("method")
-    records = results.records.assign(missed=(results.records["tp"] == 0).astype(float))
+    counts = results.records
+    iou = counts["tp"] / (counts["tp"] + counts["fp"] + counts["fn"])
+    records = counts.assign(missed=(counts["tp"] == 0).astype(float), iou=iou)
     for method, label in {"boltzformer": "BoltzFormer+Hiera-XT", "nnunet": "nnU-Net"}.items():
         mine = records[records["method"] == method]
-        cases = mine.groupby(["dataset", "image_id", "object"])[["nsd_1", "nsd_4", "hd95", "missed"]].mean()
+        cases = mine.groupby(["dataset", "image_id", "object"])[["iou", "nsd_1", "nsd_4", "hd95", "missed"]].mean()
         means = cases.groupby("dataset").mean().mean()
-        for name, factor in (("nsd_1", 100), ("nsd_4", 100), ("hd95", 1), ("missed", 100)):
+        for name, factor in (("iou", 100), ("nsd_1", 100), ("nsd_4", 100), ("hd95", 1), ("missed", 100)):
             assert frame.loc[label, name] == pytest.approx(factor * means[name]), name
     assert (frame["nsd_1"] < frame["nsd_4"]).all() and (frame["nsd_1 SE"] > 0).all()
 
@@ -87,9 +89,9 @@ def test_runs_of_before_contours_were_kept(suite):
         )
         records.assign(schema_version=np.int16(1)).to_parquet(path)
     report = build_report(suite)
-    assert (
-        "quality.md" not in report.tables and "detection.md" not in report.tables and "main_table.md" in report.tables
-    )
+    assert "detection.md" not in report.tables and "main_table.md" in report.tables
+    header = report.tables["quality.csv"].read_text().splitlines()[0]
+    assert header == "method,iou,iou SE,missed,missed SE,small_iou,small_iou SE,small_missed,small_missed SE,data"
 
 
 def test_a_gap_is_shown(suite, build):

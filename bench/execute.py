@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.atomic import read_json, write_json, write_text
+from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
 from bench.records import (
@@ -76,11 +77,15 @@ def execute(
     An exception of the method ends in status.json (state "failed", the error in one line) and error.txt (the
     traceback), never in the caller: the other trials go on. Ctrl-C is passed on, with state "interrupted". `spread`
     runs the parts of a method that has some; None leaves it to the method, one after the other.
+
+    A trial that was killed or interrupted goes on from its newest checkpoint, to the same weights and records; one
+    whose method failed begins anew, for what made it fail may have been mended.
     """
     run_dir = suite_dir / spec.run_id
     if is_finished(spec, run_dir):
         return "skipped"
-    fresh = run_state(run_dir)["state"] == "missing"
+    before = run_state(run_dir)
+    fresh = before["state"] == "missing"
     started = time.time()
     status: dict[str, Any] = {
         "state": "running",
@@ -88,6 +93,8 @@ def execute(
         "started": _iso(started),
         "spec_hash": spec.hash,
     }
+    if not _goes_on(before, spec):
+        forget_checkpoints(run_dir)
     (run_dir / "progress.json").unlink(missing_ok=True)
     (run_dir / PHRASINGS_FILE).unlink(missing_ok=True)  # of weights that are trained anew
     write_json(run_dir / "spec.json", spec.model_dump(mode="json"))
@@ -109,9 +116,16 @@ def execute(
         raise
     else:
         (run_dir / "error.txt").unlink(missing_ok=True)
+        forget_checkpoints(run_dir)
         status["state"] = "finished"
     _end(run_dir, status, started, tracker)
     return status["state"]
+
+
+def _goes_on(before: dict[str, Any], spec: RunSpec) -> bool:
+    """Whether what a trial of the status `before` left is a part of this one."""
+    failed = before.get("error") is not None and not before.get("user_error")
+    return before.get("spec_hash") == spec.hash and not failed
 
 
 def _fit_and_predict(

@@ -28,6 +28,7 @@ from bench.plan import (
 )
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
 from bench.spec import RunSpec
+from bench.stopping import stoppable
 from bench.weights import WeightsFile, find_own_weights, find_weights
 
 if TYPE_CHECKING:
@@ -85,10 +86,12 @@ def run(request: Request, console: Console) -> int:
             leave_out(spec, plan.folder / spec.run_id, reason)
         with _tracking(plan, request) as (uri, parent):
             try:
-                _train(plan, request, todo, console, uri, parent)
+                with stoppable(plan.folder):
+                    _train(plan, request, todo, console, uri, parent)
             except KeyboardInterrupt:
                 print(
-                    f"\nstopped; finished trials are kept. Go on where it stopped with:\n  {request.command}",
+                    f"\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n"
+                    f"  {request.command}",
                     file=sys.stderr,
                 )
                 return STOPPED

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.atomic import write_json, write_text
+from bench.stopping import stop_requested
 
 PROGRESS_INTERVAL = 1.0  # seconds between two writes of progress.json
+STOP_INTERVAL = 0.3  # seconds between two looks at whether to stop
 
 
 class MetricSink(Protocol):
@@ -28,7 +30,8 @@ class RunLog:
 
     progress.json: {"phase", "step", "total", "started" (of the trial), "phase_started", "phase_first_step",
     "updated" (Unix seconds), "metrics" (the last value of each), "best_val_dice"}.
-    history.jsonl: one object per line, {"step", "time" (seconds since the trial started), name: value, ...}.
+    history.jsonl: one object per line, {"step", "time" (seconds that the trial has run, earlier starts
+    of which it goes on included), name: value, ...}.
     """
 
     def __init__(self, run_dir: Path, tracker: MetricSink | None = None):
@@ -38,17 +41,26 @@ class RunLog:
         self.latest: dict[str, float] = {}
         self.best_val_dice: float | None = None
         self._phase: tuple[str, int, float] = ("start", 0, self.started)  # name, first step, when
-        self._written = 0.0
+        self._written = self._looked = 0.0
         self._progress = ("start", 0, 0)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._history = run_dir / "history.jsonl"
+        self._before = 0.0  # seconds that earlier starts have run, up to where this one goes on
         self._seen = self._read_back()
         self._sent = {step: set(names) for step, names in self._seen.items()}  # by earlier starts
         self._appended = False  # has this start of the trial written a line yet
 
     def progress(self, phase: str, step: int, total: int) -> None:
-        """Writes progress.json, at most once a second, and always where a phase begins or ends."""
+        """Writes progress.json, at most once a second, and always where a phase begins or ends.
+
+        KeyboardInterrupt where the user has asked the suite to stop: a place that every method passes often, and where
+        none is in the middle of a step.
+        """
         now = time.time()
+        if now - self._looked >= STOP_INTERVAL:
+            self._looked = now
+            if stop_requested(self.run_dir.parent):
+                raise KeyboardInterrupt
         new_phase = phase != self._phase[0]
         if new_phase:
             self._phase = (phase, step, now)
@@ -76,7 +88,7 @@ class RunLog:
         known.update(fresh)
         # JSON has no NaN; a diverged loss is a null that readers see as a gap
         finite = {name: value if math.isfinite(value) else None for name, value in fresh.items()}
-        line = json.dumps({"step": step, "time": round(time.time() - self.started, 3), **finite})
+        line = json.dumps({"step": step, "time": round(self._before + time.time() - self.started, 3), **finite})
         with self._history.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
         if self.tracker is not None:
@@ -111,10 +123,15 @@ class RunLog:
         write_json(self.run_dir / "progress.json", state, durable=False)
 
     def _forget_from(self, step: int) -> None:
-        """Takes the lines of `step` and later ones out of the file."""
+        """Takes the lines of `step` and later ones out of the file, and goes on where the rest of it ends."""
+        if not self._seen:
+            return
+        rows = [(line, row) for line, row in self._rows() if row["step"] < step]
+        times = [row["time"] for _, row in rows if isinstance(row.get("time"), int | float)]
+        self._before = max(times, default=0.0)
         if not any(known >= step for known in self._seen):
             return
-        kept = [line for line, row in self._rows() if row["step"] < step]
+        kept = [line for line, _ in rows]
         write_text(self._history, "".join(f"{line}\n" for line in kept))
         self._seen = {known: names for known, names in self._seen.items() if known < step}
 

@@ -8,13 +8,17 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench import checkpoint
 from bench.atomic import read_json, write_file
+from bench.checkpoint import newest_checkpoint, save_checkpoint
 from bench.cost import inference_cost, peak_memory_mib, restart_peak
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
 from bench.data.geometry import logits_to_original
@@ -32,6 +36,59 @@ from models.text_encoder import TextEncoder
 CHECKPOINT = "model.pt"
 
 
+@dataclass
+class Progress:
+    """How far training has come, `step` steps; losses and Dice are those of validation."""
+
+    step: int = 0
+    images_seen: int = 0
+    best_loss: float = math.inf
+    best_dice: float = 0.0
+    best_step: int = 0
+    worse: int = 0  # validations in a row without a lower loss
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that changes from step to step but the batches, whose order is a function of the step. There is no loss
+    scaler (bf16 needs none) and no moving average of the weights.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    sampling: torch.Generator
+
+    def state(self, progress: Progress) -> dict[str, Any]:
+        """Everything from which `resume` goes on to the same bits."""
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
+        random = {"cpu": torch.get_rng_state(), "sampling": self.sampling.get_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        return parts | {"random": random, "progress": asdict(progress)}
+
+    def resume(self, run_dir: Path) -> Progress:
+        """Takes up the newest checkpoint of `run_dir`, if there is one. UserError for one of another model."""
+        found = newest_checkpoint(run_dir)
+        if found is None:
+            return Progress()
+        file, state = found
+        try:
+            for name in ("model", "optimizer", "schedule"):
+                getattr(self, name).load_state_dict(state[name])
+            progress = Progress(**state["progress"])
+            torch.set_rng_state(state["random"]["cpu"])
+            self.sampling.set_state(state["random"]["sampling"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["random"]["cuda"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{file} is not a checkpoint of this run ({reason}): remove it") from None
+        print(f"goes on from step {progress.step}, by {file.name}")
+        return progress
+
+
 class TrainedSegmenter:
     """Turns a segmenter (`build` makes it, with random weights) into a Method by the recipe of its spec."""
 
@@ -41,7 +98,10 @@ class TrainedSegmenter:
         self.model: nn.Module | None = None
 
     def fit(self, train: Sequence[Sample], val: Sequence[Sample], run_dir: Path, log: Log) -> FitSummary:
-        """Trains, keeps the weights of the lowest validation loss in run_dir/model.pt, and loads them again."""
+        """Trains, keeps the weights of the lowest validation loss in run_dir/model.pt, and loads them again.
+
+        Goes on from the newest checkpoint in run_dir, to the same weights as without the interruption.
+        """
         recipe, seed = self.recipe, self.spec.seed
         device = torch.device(torch_device())
         cache = run_dir.parent / "cache"
@@ -59,12 +119,15 @@ class TrainedSegmenter:
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
         sampling = torch.Generator(device).manual_seed(seed)
-        batches = training_batches(train_data, recipe, seed)
+        training = Training(model, optimizer, schedule, sampling)
+        now = training.resume(run_dir)
+        batches = training_batches(train_data, recipe, seed, start=now.step)
 
-        best_loss, best_dice, best_step, worse, images_seen = math.inf, 0.0, 0, 0, 0
         restart_peak(device)
-        start = time.perf_counter()
-        for step in range(1, recipe.steps + 1):
+        start = time.perf_counter() - now.seconds
+        saved = time.perf_counter()
+        while now.step < recipe.steps and now.worse < recipe.patience:
+            step = now.step + 1
             model.train()
             batch = to_device(next(batches), device)
             with attention_kernels(device, recipe):
@@ -76,35 +139,41 @@ class TrainedSegmenter:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-            images_seen += len(batch.images)
-            log.progress("train", step, recipe.steps)
+            now.step, now.images_seen = step, now.images_seen + len(batch.images)
             if step % 10 == 0:
                 log.metrics(step, train_loss=loss.item(), learning_rate=schedule.get_last_lr()[0], norm=norm.item())
 
-            if step % recipe.validate_every == 0 or step == recipe.steps:
+            validates = step % recipe.validate_every == 0 or step == recipe.steps
+            if validates:
                 val_loss, val_dice = validate(model, val_data, recipe, seed)
                 log.metrics(step, val_loss=val_loss, val_dice=val_dice)
-                if val_loss < best_loss:
-                    best_loss, best_dice, best_step, worse = val_loss, val_dice, step, 0
+                if val_loss < now.best_loss:
+                    now.best_loss, now.best_dice, now.best_step, now.worse = val_loss, val_dice, step, 0
                     save_weights(model, run_dir / CHECKPOINT)
                 else:
-                    worse += 1
-                if worse >= recipe.patience:
-                    break
+                    now.worse += 1
+            now.seconds = time.perf_counter() - start
+            if validates or time.perf_counter() - saved >= checkpoint.INTERVAL:
+                save_checkpoint(run_dir, step, training.state(now))
+                saved = time.perf_counter()
+            try:
+                log.progress("train", step, recipe.steps)
+            except KeyboardInterrupt:
+                save_checkpoint(run_dir, step, training.state(now))
+                raise
 
-        train_seconds = time.perf_counter() - start
         memory = peak_memory_mib(device)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.model = self._load(run_dir, model)
-        stopped = f"weights of step {best_step}" + ("" if step == recipe.steps else f", stopped at {step}")
+        stopped = f"weights of step {now.best_step}" + ("" if now.step == recipe.steps else f", stopped at {now.step}")
         return FitSummary(
-            budget=f"{step} steps x {recipe.batch_images} images ({stopped})",
-            train_seconds=train_seconds,
+            budget=f"{now.step} steps x {recipe.batch_images} images ({stopped})",
+            train_seconds=now.seconds,
             parameters=trained,
-            images_seen=images_seen,
-            best_val_dice=best_dice,
+            images_seen=now.images_seen,
+            best_val_dice=now.best_dice,
             cost=inference_cost(self.model, recipe.image_size, recipe.precision) | memory,
-            given=given | given_by_recipe(model, self.spec, images_seen),
+            given=given | given_by_recipe(model, self.spec, now.images_seen),
             notes=notes,
         )
 

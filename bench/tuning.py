@@ -15,6 +15,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import ceil
@@ -26,6 +27,8 @@ from bench.errors import UserError
 from bench.execute import execute, mark_interrupted, run_state
 from bench.interface import Spread
 from bench.spec import Profile, RunSpec
+from bench.stopping import GRACE as STOP_GRACE
+from bench.stopping import stop_requested
 
 POLL = 0.3  # seconds; how fast Ctrl-C is noticed
 GRACE = 5.0  # seconds for a part of a trial to end by itself when another has failed
@@ -54,8 +57,8 @@ def run_trials(
     """Runs every spec once, in the order given, as many side by side as the profile's resources allow.
 
     Returns when all have ended, however they ended: status.json in each run folder says how.
-    KeyboardInterrupt stops the trials, marks them "interrupted" and is passed on. UserError where Ray cannot
-    start.
+    KeyboardInterrupt stops the trials at once, marks them "interrupted" and is passed on; it is raised, too, when the
+    trials have stopped because the user asked the suite to (`bench.stopping`). UserError where Ray cannot start.
     """
     if not specs:
         return
@@ -103,7 +106,7 @@ def _ray(hardware: Hardware, cpus: float) -> Iterator[None]:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    handler = signal.getsignal(signal.SIGCHLD)
+    on_sigterm, on_sigchld = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD)
     try:
         ray.init(
             address="local",
@@ -120,11 +123,13 @@ def _ray(hardware: Hardware, cpus: float) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"Ray does not start ({reason}): use --executor local") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process at once
     try:
         yield
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGCHLD, handler)  # Ray ignores it, and then every child's exit code reads 0
+        signal.signal(signal.SIGCHLD, on_sigchld)  # Ray ignores it, and then every child's exit code reads 0
 
 
 def _fit(
@@ -168,8 +173,16 @@ def _fit(
 
     thread = threading.Thread(target=fit, name="tune", daemon=True)
     thread.start()
+    asked = None
     while thread.is_alive():
         thread.join(POLL)
+        if stop_requested(suite_dir):
+            asked = asked or time.monotonic()
+            running = any(run_state(suite_dir / spec.run_id)["state"] == "running" for spec in specs)
+            if not running or time.monotonic() - asked > STOP_GRACE:
+                raise KeyboardInterrupt
+    if stop_requested(suite_dir) and any(run_state(suite_dir / spec.run_id)["state"] != "finished" for spec in specs):
+        raise KeyboardInterrupt
     if broken:
         raise broken[0]
 
@@ -185,7 +198,8 @@ def _trainable(
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
-        execute(spec, Path(suite_dir), tracking_uri, parent, spread)
+        with contextlib.suppress(KeyboardInterrupt):  # asked to stop; status.json says so
+            execute(spec, Path(suite_dir), tracking_uri, parent, spread)
         fit = run_state(Path(suite_dir) / spec.run_id).get("fit") or {}
         dice = fit.get("best_val_dice")
         tune.report({"val_dice": float("nan") if dice is None else dice})

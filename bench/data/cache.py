@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -90,15 +91,18 @@ def dataset_weights(counts: Sequence[int], rule: str) -> np.ndarray:
     return weights / weights.sum()
 
 
-def training_batches(data: DecodedSamples, recipe: Recipe, seed: int, workers: int | None = None) -> Iterator[Batch]:
+def training_batches(
+    data: DecodedSamples, recipe: Recipe, seed: int, workers: int | None = None, start: int = 0
+) -> Iterator[Batch]:
     """Endless training batches; the sequence is a function of data, recipe and seed, not of method or `workers`.
 
+    The first `start` of them are left out, and are not made: what a run that goes on has already seen.
     `workers` threads (None: as many as torch uses here) prepare the next batch while this one is trained on; with 0
     each is prepared when it is asked for. Three batches are in memory at most: the one the caller still holds while
     it asks for the next, that next one, and the one after it. Each has batch_images x (3 + prompts_per_image) x S x S
     bytes. The decoded samples are mapped files, of which the system keeps in memory what there is room for.
     """
-    draws = _training_draws(data, recipe, seed)
+    draws = islice(_training_draws(data, recipe, seed), start, None)
     workers = torch.get_num_threads() if workers is None else workers
     if workers == 0:
         while True:

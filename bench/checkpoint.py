@@ -1,0 +1,62 @@
+"""Training checkpoints: files from which a killed run goes on as if nothing had happened.
+
+A checkpoint is one file, `resume-<step>-<first 16 hex digits of the SHA-256 of its bytes>.pt` in the run folder. A file
+that is torn or altered no longer has the hash it is named after, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bench.atomic import write_file
+from bench.errors import full_disk
+from bench.spec import sha256_of
+
+INTERVAL = 600.0  # seconds of training between two checkpoints; there is one at each validation too
+KEPT = 2
+NAME = re.compile(r"resume-(\d{8})-([0-9a-f]{16})\.pt")
+
+
+def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
+    """Writes `state` (tensors and plain Python values) as of `step`, and removes all but the newest two.
+
+    On a full disk training goes on without this one: a line says so.
+    """
+    import torch
+
+    unnamed = run_dir / "resume.partial"
+    try:
+        write_file(unnamed, lambda handle: torch.save(state, handle))
+        unnamed.replace(run_dir / f"resume-{step:08d}-{sha256_of(unnamed)[:16]}.pt")
+    except OSError as error:
+        if (message := full_disk(error)) is None:
+            raise
+        print(f"no checkpoint at step {step}: {message}")
+        return
+    for file in _files(run_dir)[KEPT:]:
+        file.unlink(missing_ok=True)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state, on the CPU; None where there is none. A line for each that is not."""
+    for file in _files(run_dir):
+        if sha256_of(file)[:16] != NAME.fullmatch(file.name)[2]:
+            print(f"{file.name} is torn or was altered: the checkpoint before it is taken")
+            continue
+        import torch
+
+        return file, torch.load(file, map_location="cpu", weights_only=True)
+    return None
+
+
+def forget_checkpoints(run_dir: Path) -> None:
+    """Removes all of them: the run is finished, or is to begin anew."""
+    for file in [*_files(run_dir), run_dir / "resume.partial"]:
+        file.unlink(missing_ok=True)
+
+
+def _files(run_dir: Path) -> list[Path]:
+    """The newest first."""
+    return sorted((file for file in run_dir.glob("resume-*.pt") if NAME.fullmatch(file.name)), reverse=True)

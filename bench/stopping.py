@@ -1,0 +1,47 @@
+"""Stopping a suite between two steps: a file in its folder, which every trial sees wherever it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STOP = "stop"
+GRACE = 30.0  # seconds for the running trials to write their checkpoints
+
+
+def stop_requested(suite_dir: Path) -> bool:
+    """Whether the user wants the suite to stop."""
+    return (suite_dir / STOP).exists()
+
+
+@contextlib.contextmanager
+def stoppable(suite_dir: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the trials of a suite to stop where nothing is lost; the second is a KeyboardInterrupt.
+
+    A signal that the process was started to ignore (a shell's background) stays ignored.
+    """
+    file = suite_dir / STOP
+    file.unlink(missing_ok=True)
+
+    def ask(number: int, frame: Any) -> None:
+        if file.exists():
+            raise KeyboardInterrupt
+        file.touch()
+        # what a trial prints goes into its output.log, and so would this
+        print("\nstopping after this step, with a checkpoint; once more stops at once", file=sys.__stderr__)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        wanted = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, ask) for number in wanted if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        file.unlink(missing_ok=True)

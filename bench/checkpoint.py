@@ -14,9 +14,8 @@ from bench.atomic import write_file
 from bench.errors import full_disk
 from bench.spec import sha256_of
 
-INTERVAL = 600.0  # seconds of training between two checkpoints; there is one at each validation too
 KEPT = 2
-NAME = re.compile(r"resume-(\d{8})-([0-9a-f]{16})\.pt")
+NAME = re.compile(r"resume-\d{8}-[0-9a-f]{16}\.pt")
 
 
 def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
@@ -41,13 +40,12 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its state, on the CPU; None where there is none. A line for each that is not."""
-    for file in _files(run_dir):
-        if sha256_of(file)[:16] != NAME.fullmatch(file.name)[2]:
-            print(f"{file.name} is torn or was altered: the checkpoint before it is taken")
-            continue
-        import torch
+    import torch
 
-        return file, torch.load(file, map_location="cpu", weights_only=True)
+    for file in _files(run_dir):
+        if file.stem.endswith(sha256_of(file)[:16]):
+            return file, torch.load(file, map_location="cpu", weights_only=True)
+        print(f"{file.name} is torn or was altered: the checkpoint before it is taken")
     return None
 
 

@@ -90,7 +90,7 @@ def run(request: Request, console: Console) -> int:
                     _train(plan, request, todo, console, uri, parent)
             except KeyboardInterrupt:
                 print(
-                    f"\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n"
+                    "\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n"
                     f"  {request.command}",
                     file=sys.stderr,
                 )

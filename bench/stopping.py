@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 STOP = "stop"
-GRACE = 30.0  # seconds for the running trials to write their checkpoints
 
 
 def stop_requested(suite_dir: Path) -> bool:

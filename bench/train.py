@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench import checkpoint
 from bench.atomic import read_json, write_file
 from bench.checkpoint import newest_checkpoint, save_checkpoint
 from bench.cost import inference_cost, peak_memory_mib, restart_peak
@@ -34,6 +33,7 @@ from models.published_names import SHARED
 from models.text_encoder import TextEncoder
 
 CHECKPOINT = "model.pt"
+CHECKPOINT_INTERVAL = 600.0  # seconds between two from which a killed run goes on; there is one at each validation too
 
 
 @dataclass
@@ -153,7 +153,7 @@ class TrainedSegmenter:
                 else:
                     now.worse += 1
             now.seconds = time.perf_counter() - start
-            if validates or time.perf_counter() - saved >= checkpoint.INTERVAL:
+            if validates or time.perf_counter() - saved >= CHECKPOINT_INTERVAL:
                 save_checkpoint(run_dir, step, training.state(now))
                 saved = time.perf_counter()
             try:

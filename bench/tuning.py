@@ -27,10 +27,10 @@ from bench.errors import UserError
 from bench.execute import execute, mark_interrupted, run_state
 from bench.interface import Spread
 from bench.spec import Profile, RunSpec
-from bench.stopping import GRACE as STOP_GRACE
 from bench.stopping import stop_requested
 
 POLL = 0.3  # seconds; how fast Ctrl-C is noticed
+STOP_GRACE = 30.0  # seconds for the running trials to write their checkpoints when they are asked to stop
 GRACE = 5.0  # seconds for a part of a trial to end by itself when another has failed
 OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
 WAITING = {"cpu": 0, "memory": 1}  # a byte: Ray wants something reserved

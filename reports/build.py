@@ -13,7 +13,6 @@ from bench.atomic import write_file
 from bench.errors import UserError
 from experiments.ablations import ABLATIONS
 from experiments.paper import DATASET_LABELS
-from reports import figures
 from reports.ablation import ablation_figure, ablation_table
 from reports.aggregate import (
     Scores,
@@ -25,8 +24,8 @@ from reports.aggregate import (
 )
 from reports.cases import browser_cases
 from reports.claims import claims_table, fewer_operations, related
-from reports.cost import cost_figure, cost_table
-from reports.curve import CURVE_CAPTION, curve_figure, curve_table, dice_vs_area
+from reports.cost import cost_table
+from reports.curve import curve_table, dice_vs_area
 from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import Picture, render
@@ -34,10 +33,10 @@ from reports.latex import to_latex
 from reports.load import SuiteResults, load_suite
 from reports.modality import modality_table
 from reports.paper_columns import by_size_beside_paper, main_table_beside_paper, size_table_beside_paper
+from reports.pictures import draw
 from reports.quality import detection_table, quality_table
 from reports.robustness import prompt_tables
-from reports.sampling import sampling_figure, suite_rows
-from reports.significance import Ranking, patient_means, ranking
+from reports.significance import patient_means, ranking
 from reports.significance_tables import difference_table, rank_table, seed_table
 from reports.statistics import DRAWS, FEW_PATIENTS, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, members
@@ -122,15 +121,10 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
         replace(table, notes=(*table.notes, *origins, *([fair] if fair and table.name in COMPARING else [])))
         for table in tables
     ]
-    pictures, notes = draw(results, grid, scores, bootstrap, order)
-    pictures += [picture for _, picture in ablated if picture is not None]
     curves = dice_vs_area(scores, grid)
-    if (drawing := curve_figure(curves, grid, results.phantom)) is not None:
-        pictures.insert(1, Picture("dice_vs_area", "Dice against object area", CURVE_CAPTION, drawing))
     costs = next(table for table in tables if table.name == "cost")
-    if (drawing := cost_figure(costs, grid, bootstrap)) is not None:
-        caption = "Bars: standard error over patients. The dashed line joins the methods that no other beats in both."
-        pictures.insert(1, Picture("dice_vs_cost", "Dice against cost", caption, drawing))
+    pictures, notes = draw(results, grid, scores, bootstrap, order, curves, costs)
+    pictures += [picture for _, picture in ablated if picture is not None]
     claims = claims_table(related(results), fewer_operations(results.folder.parent / "profile" / "profile.csv"))
     if any(run.origin is None for run in results.runs):  # published rows alone test no claim
         tables.insert(0, claims)
@@ -279,54 +273,6 @@ def run_table(results: SuiteResults) -> Table:
         Column("error", "Error"),
     )
     return Table("runs", "Runs", "Every run the suite expects.", frame, columns, results.phantom)
-
-
-def draw(
-    results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap, order: Ranking
-) -> tuple[list[Picture], list[str]]:
-    """The figures, and notes on what could not be drawn."""
-    pictures = [
-        Picture(
-            "dice_vs_size",
-            "Dice against object size",
-            "The size bins and the weighting of the table by size; a point stands at its bin's geometric mean area.",
-            figures.dice_vs_size(scores, grid, bootstrap, results.phantom),
-        ),
-    ]
-    if any(run.origin is None for run in results.runs):
-        caption = (
-            "Train loss (running mean over the raw values) and validation Dice. A step means what the "
-            "method's budget says, and losses of different methods are not the same function: each stands on its own "
-            "scale."
-        )
-        pictures.append(Picture("curves", "Training curves", caption, figures.curves(results, results.phantom)))
-    if np.isfinite(order.p):
-        labels = [row.label for row in grid.rows]
-        caption = (
-            f"Mean ranks of the patients' mean Dice ({order.patients:,} patients), best on the left. Methods on one "
-            "bar are not told apart by Nemenyi's test at the 5% level."
-        )
-        drawing = figures.critical_difference(order, labels, results.phantom)
-        pictures.append(Picture("critical_difference", "Critical difference", caption, drawing))
-    drawing, notes = figures.overlays(results, scores, grid)
-    if drawing is not None:
-        caption = (
-            "As Fig. 9 of the paper: all methods on the cases with the best, the median and the worst mean Dice over "
-            "the methods, and one that all missed (of several that of median size); no method has a say of its own. "
-            "Truth outlined red, masks green, Dice of the whole image above; the first column shows the whole image."
-        )
-        pictures.append(Picture("overlays", "Masks of all methods", caption, drawing))
-    rows, unseen = suite_rows(results)
-    if rows:
-        title = "Dark: no query attends there; the brighter, the more queries do; truth outlined red"
-        caption = (
-            "The patches that each decoder layer attends to, as in Fig. 4 to 8 of the paper, on a small, a medium and "
-            "a large test object chosen by the truth alone: the middle of each third of all objects by area. Kept: the "
-            "mean share of the tokens that one query attends to, and the share that any query does."
-        )
-        drawing = sampling_figure(rows, f"{title} (phantom data)" if results.phantom else title)
-        pictures.append(Picture("sampling", "Sampled patches", caption, drawing))
-    return pictures, notes + unseen
 
 
 def ablations(results: SuiteResults, paper: bool) -> list[tuple[Table, Picture | None]]:

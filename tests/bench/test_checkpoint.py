@@ -24,7 +24,7 @@ from bench.runlog import RunLog
 from bench.spec import Recipe, RunSpec
 from models.config import ModelConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 MODEL = ModelConfig(
     width=32, heads=4, feedforward=64, layers=3, queries=4, pixel_layers=1, text_width=32, text_layers=1, text_heads=2
 )
@@ -126,7 +126,7 @@ def test_training_goes_on_from_any_step_to_the_same_bits(method, splits, tmp_pat
     whole = tmp_path / "whole" / spec.run_id
     summary = fit(spec, splits, whole)
     for interval, kills in ((0.0, range(1, STEPS + 1)), (600.0, (2, 5, 4))):
-        monkeypatch.setattr(checkpoint, "INTERVAL", interval)
+        monkeypatch.setattr("bench.train.CHECKPOINT_INTERVAL", interval)
         run_dir = tmp_path / f"{interval}" / spec.run_id
         for last in kills:
             with pytest.raises(Killed):
@@ -181,10 +181,9 @@ def test_a_finished_trial_leaves_none_and_a_failed_one_begins_anew(splits, tmp_p
 
 def killed(command, folder, when):
     """Starts the command, and kills its process group when `when(Unix time of the start)` says so."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started, output = time.time(), subprocess.DEVNULL
     running = subprocess.Popen(
-        command, cwd=folder, env=environment, start_new_session=True, stdout=output, stderr=output
+        command, cwd=folder, env=ENVIRONMENT, start_new_session=True, stdout=output, stderr=output
     )
     while running.poll() is None and time.time() - started < 120:
         if when(started):
@@ -194,15 +193,13 @@ def killed(command, folder, when):
 
 
 @pytest.fixture
-def smoke(squares, tmp_path):
+def smoke(squares, tmp_path, bench):
     """The command into a folder of its own, the run folder there, and one that was left alone."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "bench", "run", "--suite", "smoke", "--methods", "boltzformer"]
-    command += ["--data", str(squares), "--executor", "local", "--runs-dir"]
+    words = ["run", "--suite", "smoke", "--methods", "boltzformer", "--data", str(squares), "--executor", "local"]
 
     def ends_as_if_left_alone():
         for name in ("killed", "whole"):
-            outcome = subprocess.run([*command, name], cwd=tmp_path, env=environment, capture_output=True, text=True)
+            outcome = bench(*words, "--runs-dir", tmp_path / name)
             assert outcome.returncode == 0, outcome.stderr
         whole, run_dir = (next(tmp_path.glob(f"{name}/*/boltzformer-*")) for name in ("whole", "killed"))
         assert same_bits(weights(run_dir), weights(whole)) and curve(run_dir) == curve(whole)
@@ -211,7 +208,7 @@ def smoke(squares, tmp_path):
         assert not list(run_dir.glob("resume*"))
         return (run_dir / "output.log").read_text()
 
-    return [*command, "killed"], ends_as_if_left_alone
+    return [sys.executable, "-m", "bench", *words, "--runs-dir", "killed"], ends_as_if_left_alone
 
 
 def test_the_killed_command_goes_on_from_its_checkpoint(smoke, tmp_path):
@@ -228,7 +225,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint_of_the_last_step(executor, number,
     running = subprocess.Popen(
         command,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -135,7 +135,9 @@ def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) 
     axes = figure.add_subplot()
     ranks = pd.Series(ranking.ranks, index=names)
     black, plain = {name: "black" for name in names}, {"parse_math": False}
-    critical_difference_diagram(ranks, pairs, ax=axes, color_palette=black, label_props=plain)
+    drawn = critical_difference_diagram(ranks, pairs, ax=axes, color_palette=black, label_props=plain)
+    for (bar,) in drawn["crossbars"]:
+        bar.set_xdata(np.sort(bar.get_xdata()))  # drawn in the order of a set of names: another in each process
     axes.set_title("Mean rank over patients" + (" (phantom data)" if phantom else ""), fontsize=10)
     return drawing_of(figure)
 

@@ -1,7 +1,11 @@
 """What the figures choose and show; that they are drawn is checked on their pixels."""
 
 import io
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -123,3 +127,28 @@ def test_svg_is_the_same_bytes_again_with_text_as_escaped_text(loaded):
     texts = ["".join(node.itertext()) for node in svg.iter() if node.tag.endswith("}text")]
     for row in rows:
         assert any(row.label in text for text in texts), texts
+
+
+def test_the_critical_difference_diagram_is_the_same_in_every_process():
+    """Strings hash differently in each, and a bar is a set of names."""
+    code = """
+import hashlib
+import numpy as np
+from reports.figures import critical_difference
+from reports.significance import Ranking
+pairs = np.where(np.abs(np.subtract.outer(range(7), range(7))) < 4, 0.5, 0.01)
+drawing = critical_difference(Ranking(np.arange(7), np.arange(7.0), 0.01, pairs, 30), list("qwertyu"), False)
+print(hashlib.sha256(drawing.svg + drawing.png).hexdigest())
+"""
+    root = Path(__file__).resolve().parents[2]
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=root,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(seen) == 1 and len(seen.pop()) == 65

@@ -36,6 +36,7 @@ def ablate(
     backbones: options.Backbones = None,
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
+    address: options.Address = None,
     name_of_run: Annotated[
         str | None, typer.Option("--name", help="Folder under runs/; default: ablate and the data sets' names.")
     ] = None,
@@ -72,6 +73,7 @@ def ablate(
         backbones=options.names(backbones),
         seeds=options.seed_numbers(seeds),
         executor=executor.value,
+        address=address,
         name=name_of_run,
         runs_dir=runs_dir,
         backbone_weights=backbone_weights,

@@ -5,11 +5,13 @@ torch.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import random
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,24 @@ PACKAGES = (
     *("open-clip-torch", "ray", "mlflow", "numpy", "pandas", "pyarrow", "scipy", "pillow", "boltzbench"),
 )
 CGROUP = Path("/sys/fs/cgroup")
+NODE = "BOLTZBENCH_NODE"  # in the environment of a trial on a cluster: which node it runs on
+GIT_STATE = "BOLTZBENCH_GIT"  # in the environment of a node that runs a copy of a checkout: its `git_state`, JSON
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this process may use: whole cores, memory in GiB, the names of the GPUs."""
+    """What there is to use: whole cores, memory in GiB, the names of the GPUs. Of a cluster in all, and by `nodes`."""
 
     cores: int
     memory_gib: float
     gpus: tuple[str, ...]
+    nodes: tuple[Hardware, ...] = ()  # () is one machine
 
     def __str__(self) -> str:
-        gpus = ", ".join(self.gpus) or "no GPU"
-        return f"{self.cores} core{'s' * (self.cores != 1)}, {self.memory_gib:.0f} GiB memory, {gpus}"
+        gpus = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(self.gpus).items())
+        nodes = f"{len(self.nodes)} node{'s' * (len(self.nodes) != 1)} of a Ray cluster, " if self.nodes else ""
+        cores = f"{self.cores} core{'s' * (self.cores != 1)}"
+        return f"{nodes}{cores}, {self.memory_gib:.0f} GiB memory, {gpus or 'no GPU'}"
 
 
 def detect_hardware() -> Hardware:
@@ -115,6 +122,8 @@ def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 def git_state(folder: Path | None = None) -> dict[str, Any]:
     """{"commit": ..., "dirty": bool} of the checkout this code stands in, {} where it stands in none."""
+    if folder is None and GIT_STATE in os.environ:
+        return json.loads(os.environ[GIT_STATE])
     folder = folder or Path(__file__).resolve().parent
     commit = _output_of(["git", "-C", str(folder), "rev-parse", "HEAD"]).strip()
     # an installed copy inside somebody else's checkout must not take that checkout's commit for its own
@@ -134,6 +143,7 @@ def describe(seed: int) -> dict[str, Any]:
     import torch
 
     hardware = detect_hardware()
+    node = os.environ.get(NODE)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -145,6 +155,7 @@ def describe(seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": git_state(),
         "seed": seed,
+        **({"node": node} if node else {}),
         "versions": package_versions(),
     }
 

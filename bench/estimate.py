@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from bench.data.splits import Splits
 
 
+GIB = 2**30
+
+
 @dataclass(frozen=True)
 class Workload:
     """The sizes of a split that cost time. `experts` maps (data set, object) to its number of training
@@ -136,13 +139,29 @@ def _area(side: float) -> float:
 
 
 def lanes(profile: Profile, hardware: Hardware) -> int:
-    """How many trials run side by side: by GPUs where the profile asks for one and there is one, else by
-    cores.
+    """How many trials run side by side, on all nodes together: what the scarcest of CPUs, GPUs and memory allows."""
+    wanted = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
+    rooms = 0
+    for node in hardware.nodes or (hardware,):
+        there = {"cpu": node.cores, "gpu": len(node.gpus), "memory": node.memory_gib * GIB}
+        rooms += int(min(there[name] / amount for name, amount in wanted.items()))
+    return max(1, rooms)
+
+
+def resources(cpus: float, gpus: float, memory_gib: float, hardware: Hardware) -> dict[str, float]:
+    """What one trial, or one part of it, reserves in Ray's terms (memory in bytes), never more than a machine has: it
+    would wait for ever. Where some nodes have GPUs and it wants one, those are the machines.
     """
-    by_cores = max(1, int(hardware.cores / min(profile.cpus_per_trial, hardware.cores)))
-    if profile.gpus_per_trial and hardware.gpus:
-        return max(1, min(by_cores, int(len(hardware.gpus) / profile.gpus_per_trial)))
-    return by_cores
+    nodes = hardware.nodes or (hardware,)
+    if gpus and hardware.gpus:
+        nodes = [node for node in nodes if node.gpus]
+    largest = max(nodes, key=lambda node: (len(node.gpus), node.cores, node.memory_gib))
+    found: dict[str, float] = {"cpu": min(cpus, largest.cores)}
+    if gpus and hardware.gpus:
+        found["gpu"] = min(gpus, len(largest.gpus))
+    if memory_gib:
+        found["memory"] = int(min(memory_gib, largest.memory_gib) * GIB)
+    return found
 
 
 def schedule(seconds: Sequence[float], lane_count: int) -> float:

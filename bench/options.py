@@ -47,6 +47,14 @@ class Executor(StrEnum):
     local = "local"
 
 
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Run the trials on the Ray cluster that is there (docs/cluster.md): auto on one of its machines, or "
+        "HOST:PORT of its head. Default: this machine.",
+        metavar="auto|HOST:PORT",
+    ),
+]
 ExecutorChoice = Annotated[Executor, typer.Option(help="ray: trials side by side; local: one by one here.")]
 
 
@@ -64,10 +72,12 @@ def whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
 
 
 def seed_numbers(text: str | None) -> tuple[int, ...] | None:
-    """The numbers of --seeds; UserError where one is negative."""
+    """The numbers of --seeds; UserError where one is negative, or has more than 32 bits."""
     if text is None:
         return None
     seeds = whole_numbers("--seeds", text, "0,1,2")
     if min(seeds) < 0:
         raise UserError(f"--seeds {text!r}: a seed is not negative")
+    if max(seeds) >= 2**32:
+        raise UserError(f"--seeds {text!r}: a seed is less than 2 to the power of 32")
     return seeds

@@ -47,6 +47,7 @@ class Request:
     backbones: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
     executor: str = "ray"
+    address: str | None = None  # of a Ray cluster
     name: str | None = None
     runs_dir: Path = Path("runs")
     backbone_weights: str | None = None  # a file, or a name on the hub
@@ -71,6 +72,7 @@ class Request:
         texts = {"--profile": self.profile, "--name": self.name, "--backbone-weights": self.backbone_weights}
         texts["--splits"] = str(self.splits) if self.splits is not None else None
         texts |= {option: ",".join(map(str, values)) for option, values in lists.items() if values is not None}
+        texts["--address"] = self.address
         texts["--executor"] = self.executor if self.executor != "ray" else None
         texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
         for option, text in texts.items():
@@ -130,7 +132,7 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     if request.ablations:
         scale = "" if suite.profile is None else f"-{suite.name}"
         suite = ABLATIONS_OF_BOLTZFORMER.model_copy(update={"name": f"ablate{scale}", "profile": suite.profile})
-    hardware = hardware or detect_hardware()
+    hardware = hardware or _hardware(request)
     if request.profile is not None:
         name, reason = request.profile, "asked for"
     elif suite.profile is not None:
@@ -152,6 +154,17 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     generated = phantom is not None or not paths
     folders = () if generated else tuple(datasets_at(paths, request.runs_dir / "data"))
     return Choice(suite, profile, reason, hardware, methods, backbones, seeds, folders, phantom or "phantom")
+
+
+def _hardware(request: Request) -> Hardware:
+    """Of the Ray cluster asked for, else of this machine."""
+    if request.address is None:
+        return detect_hardware()
+    if request.executor == "local":
+        raise UserError("--address names a Ray cluster and --executor local uses none: leave one of them out")
+    from bench.cluster import hardware_of
+
+    return hardware_of(request.address)
 
 
 def _phantom_name(data: Sequence[str | Path]) -> str | None:

@@ -2,7 +2,7 @@
 
 Ray places the trials on cores and GPUs and nothing more: what is finished, what goes on and what failed is
 read from the run folders, so a killed driver loses nothing and a fresh Tuner is given the missing trials
-only.
+only. It runs them on this machine, in a Ray of our own, or on a cluster that there is (`bench.cluster`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from bench.environment import Hardware
+from bench.cluster import check_nodes, connected_hardware, our_code, reach
+from bench.environment import NODE, Hardware
 from bench.errors import UserError
+from bench.estimate import resources
 from bench.execute import execute, mark_interrupted, run_state
 from bench.interface import Spread
 from bench.spec import Profile, RunSpec
@@ -31,6 +33,8 @@ from bench.stopping import stop_requested
 
 POLL = 0.3  # seconds; how fast Ctrl-C is noticed
 STOP_GRACE = 30.0  # seconds for the running trials to write their checkpoints when they are asked to stop
+SEEN_LATE = 90.0  # seconds more on a cluster: a shared file system shows a new file a minute late
+LOST = 3  # times that a trial is begun again when its process or its node is lost; it goes on from its checkpoint
 GRACE = 5.0  # seconds for a part of a trial to end by itself when another has failed
 OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
 WAITING = {"cpu": 0, "memory": 1}  # a byte: Ray wants something reserved
@@ -46,6 +50,10 @@ ENVIRONMENT = {
 }
 
 
+class PartLost(BaseException):
+    """The process or node that ran a part of a trial is gone. No Exception: the trial has not failed, it goes on."""
+
+
 def run_trials(
     specs: Sequence[RunSpec],
     suite_dir: Path,
@@ -53,19 +61,28 @@ def run_trials(
     hardware: Hardware,
     tracking_uri: str | None = None,
     parent: str | None = None,
+    address: str | None = None,
 ) -> None:
-    """Runs every spec once, in the order given, as many side by side as the profile's resources allow.
+    """Runs every spec once, in the order given, as many side by side as the profile's resources allow, on this machine
+    or on the Ray cluster at `address`.
 
     Returns when all have ended, however they ended: status.json in each run folder says how.
     KeyboardInterrupt stops the trials at once, marks them "interrupted" and is passed on; it is raised, too, when the
-    trials have stopped because the user asked the suite to (`bench.stopping`). UserError where Ray cannot start.
+    trials have stopped because the user asked the suite to (`bench.stopping`). UserError where Ray cannot start, or a
+    node lacks what trials need.
     """
     if not specs:
         return
-    storage = Path(tempfile.mkdtemp(prefix="boltzbench-"))
+    suite_dir = suite_dir.resolve()
+    # Tune's own files; on a cluster where all nodes see them
+    storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=suite_dir if address else None))
+    place = ray_at(address, profile.cpus_per_trial) if address else _ray(hardware, profile.cpus_per_trial)
+    grace = STOP_GRACE + (SEEN_LATE if address else 0)
     try:
-        with _ray(hardware, profile.cpus_per_trial):
-            _fit(specs, suite_dir.resolve(), profile, hardware, storage, tracking_uri, parent)
+        with place:
+            if address:
+                check_nodes(suite_dir)
+            _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
             mark_interrupted(suite_dir / spec.run_id)
@@ -82,16 +99,6 @@ def run_trials_here(
         execute(spec, suite_dir, tracking_uri, parent)
 
 
-def _resources(cpus: float, gpus: float, hardware: Hardware) -> dict[str, float]:
-    """What one trial, or one expert, reserves, never more than there is: a trial that asks for a missing GPU would
-    wait for ever.
-    """
-    resources = {"cpu": min(cpus, hardware.cores)}
-    if gpus and hardware.gpus:
-        resources["gpu"] = min(gpus, len(hardware.gpus))
-    return resources
-
-
 def _threads(cpus: float) -> dict[str, str]:
     """The environment of a worker with `cpus`: OMP reads its variable once, when torch is loaded, so it has to stand
     before the worker imports anything.
@@ -99,30 +106,45 @@ def _threads(cpus: float) -> dict[str, str]:
     return {name: str(int(max(1, cpus))) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
-@contextlib.contextmanager
-def _ray(hardware: Hardware, cpus: float) -> Iterator[None]:
+def _ray(hardware: Hardware, cpus: float) -> contextlib.AbstractContextManager[None]:
     """A Ray of our own on this machine for as long as the trials run."""
+    return _connected(
+        "Ray does not start ({}): use --executor local",
+        address="local",
+        num_cpus=hardware.cores,
+        num_gpus=len(hardware.gpus),
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        runtime_env={"env_vars": ENVIRONMENT | _threads(cpus)},
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def ray_at(address: str, cpus: float = 1) -> contextlib.AbstractContextManager[None]:
+    """The Ray cluster at `address` ("auto" or HOST:PORT), whose workers run this very code. UserError where there is
+    none.
+    """
+    reach(address)
+    code = our_code()
+    return _connected(
+        f"--address {address}: Ray does not take us ({{}})",
+        address=address,
+        runtime_env=code | {"env_vars": ENVIRONMENT | _threads(cpus) | code["env_vars"]},
+    )
+
+
+@contextlib.contextmanager
+def _connected(failure: str, **options: Any) -> Iterator[None]:
+    """Ray, started or joined, until the block ends; UserError by `failure` where that is not to be had."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     on_sigterm, on_sigchld = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD)
     try:
-        ray.init(
-            address="local",
-            num_cpus=hardware.cores,
-            num_gpus=len(hardware.gpus),
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": ENVIRONMENT | _threads(cpus)},
-            _node_ip_address="127.0.0.1",
-        )
+        ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **options)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"Ray does not start ({reason}): use --executor local") from error
+        raise UserError(failure.format(" ".join(str(error).split())[:200])) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end this process at once
     try:
@@ -136,29 +158,31 @@ def _fit(
     specs: Sequence[RunSpec],
     suite_dir: Path,
     profile: Profile,
-    hardware: Hardware,
     storage: Path,
     tracking_uri: str | None,
     parent: str | None,
+    grace: float,
 ) -> None:
     from ray import tune
 
     from bench.methods import METHODS
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    resources = _resources(profile.cpus_per_trial, profile.gpus_per_trial, hardware)
-    spread = partial(_spread, _resources(profile.cpus_per_expert, profile.gpus_per_expert, hardware))
+    hardware = connected_hardware()
+    reserved = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
+    spread = partial(_spread, resources(profile.cpus_per_expert, profile.gpus_per_expert, 0, hardware))
     trainable = _trainable([spec.model_dump_json() for spec in specs], str(suite_dir), tracking_uri, parent, spread)
     waits = [METHODS[spec.method].spreads for spec in specs]
     tuner = tune.Tuner(
         # a trial that holds a core while it waits for its experts would leave them none
-        tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else resources),
+        tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else reserved),
         param_space={"trial": tune.grid_search(list(range(len(specs))))},
         tune_config=tune.TuneConfig(num_samples=1),  # no scheduler: a benchmark stops no trial early
         run_config=tune.RunConfig(
             name=suite_dir.name,
             storage_path=str(storage),
-            failure_config=tune.FailureConfig(max_failures=0),
+            # a method that fails ends its trial well, with the status "failed": what is left are lost processes
+            failure_config=tune.FailureConfig(max_failures=LOST),
             verbose=0,
         ),
     )
@@ -179,7 +203,7 @@ def _fit(
         if stop_requested(suite_dir):
             asked = asked or time.monotonic()
             running = any(run_state(suite_dir / spec.run_id)["state"] == "running" for spec in specs)
-            if not running or time.monotonic() - asked > STOP_GRACE:
+            if not running or time.monotonic() - asked > grace:
                 raise KeyboardInterrupt
     if stop_requested(suite_dir) and any(run_state(suite_dir / spec.run_id)["state"] != "finished" for spec in specs):
         raise KeyboardInterrupt
@@ -193,13 +217,19 @@ def _trainable(
     """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries."""
 
     def trial(config: dict[str, Any]) -> None:
+        import ray
         import torch
         from ray import tune
 
+        os.environ[NODE] = ray.get_runtime_context().get_node_id()
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
-        with contextlib.suppress(KeyboardInterrupt):  # asked to stop; status.json says so
+        try:
             execute(spec, Path(suite_dir), tracking_uri, parent, spread)
+        except PartLost as error:
+            raise RuntimeError(str(error)) from None  # Tune begins the trial again
+        except KeyboardInterrupt:
+            pass  # asked to stop; status.json says so
         fit = run_state(Path(suite_dir) / spec.run_id).get("fit") or {}
         dice = fit.get("best_val_dice")
         tune.report({"val_dice": float("nan") if dice is None else dice})
@@ -213,10 +243,10 @@ def _spread(
     """The `Spread` of a trial that Ray runs: shares of `items` are Ray tasks that reserve `resources` each.
 
     They run wherever in the cluster these are free, beside other trials. The first error ends the others and is raised
-    as it was in the task.
+    as it was in the task; PartLost where a task's process or node is gone.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     there = ray.cluster_resources()
     lanes = int(min(there[name.upper()] / amount for name, amount in resources.items()))
@@ -243,6 +273,8 @@ def _spread(
                 yield event
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        raise PartLost(" ".join(str(error).split())[:300]) from None
     finally:
         for stream in running:
             ray.cancel(stream)

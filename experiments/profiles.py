@@ -59,6 +59,7 @@ LAPTOP = Profile(
     nnunet=NnunetBudget(epochs=10, iterations_per_epoch=100, batch_size=2, patch_size=64, features=(16, 32, 64, 128)),
     phantom=PhantomSize(image_size=256, patients=40, test_patients=16, slices=3),
     objects=LAPTOP_OBJECTS,
+    memory_gib_per_trial=3.5,  # the most that a trial was seen to take (mask2former, on the CPU)
 )
 
 SMOKE = LAPTOP.model_copy(
@@ -71,6 +72,7 @@ SMOKE = LAPTOP.model_copy(
         "nnunet": NnunetBudget(epochs=1, iterations_per_epoch=2, batch_size=2, patch_size=32, features=(8, 16, 32)),
         "phantom": PhantomSize(image_size=64, patients=3, test_patients=2, slices=1),
         "objects": {name: objects[:1] for name, objects in LAPTOP_OBJECTS.items()},
+        "memory_gib_per_trial": 1.5,
     }
 )
 
@@ -92,6 +94,7 @@ GPU = Profile(
     phantom=PhantomSize(image_size=512, patients=400, test_patients=100, slices=4),
     cpus_per_trial=8,
     gpus_per_trial=1,
+    memory_gib_per_trial=16,  # not measured
     cpus_per_expert=4,
     gpus_per_expert=0.5,  # nnU-Net plans for 8 GiB
 )
@@ -116,6 +119,7 @@ PAPER = Profile(
     phantom=PhantomSize(image_size=1024, patients=2000, test_patients=400, slices=6),
     cpus_per_trial=8,
     gpus_per_trial=1,
+    memory_gib_per_trial=16,  # not measured
     cpus_per_expert=4,
     gpus_per_expert=0.5,  # nnU-Net plans for 8 GiB
 )

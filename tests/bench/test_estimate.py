@@ -18,6 +18,7 @@ from bench.estimate import (
     lanes,
     longest_first,
     phantom_workload,
+    resources,
     schedule,
     workload_of,
 )
@@ -29,6 +30,13 @@ from experiments.profiles import PROFILES
 
 LAPTOP = PROFILES["laptop"]
 CPU = Hardware(2, 8.0, ())
+
+
+def cluster_of(*nodes):
+    gpus = tuple(gpu for node in nodes for gpu in node.gpus)
+    return Hardware(sum(node.cores for node in nodes), sum(node.memory_gib for node in nodes), gpus, nodes)
+
+
 WORK = Workload(
     train_images=80,
     val_images=20,
@@ -145,11 +153,26 @@ def test_the_work_of_a_phantom_before_it_is_there():
         (2, 0.5, Hardware(16, 64.0, ("A",)), 2),
         (8, 1, Hardware(16, 64.0, ("A",) * 4), 2),
         (1, 1, CPU, 2),
+        # a cluster: what is left of a node is of no use to a trial
+        (8, 1, cluster_of(*[Hardware(12, 64.0, ("A",))] * 4), 4),
+        (4, 1, cluster_of(Hardware(16, 64.0, ("A", "A")), Hardware(64, 64.0, ())), 2),
+        (4, 0, cluster_of(Hardware(6, 64.0, ()), Hardware(2, 64.0, ())), 1),
+        (1, 0, cluster_of(Hardware(8, 7.0, ()), Hardware(8, 3.0, ())), 2),
     ],
 )
 def test_lanes(cpus, gpus, hardware, count):
     profile = LAPTOP.model_copy(update={"cpus_per_trial": cpus, "gpus_per_trial": gpus})
     assert lanes(profile, hardware) == count
+
+
+def test_a_trial_never_asks_for_more_than_a_machine_has():
+    one_gpu = Hardware(16, 64.0, ("A",))
+    assert resources(8, 1, 0, CPU) == {"cpu": 2}
+    assert resources(8, 1, 16, one_gpu) == {"cpu": 8, "gpu": 1, "memory": 16 * 2**30}
+    assert resources(0.5, 0.25, 100, one_gpu) == {"cpu": 0.5, "gpu": 0.25, "memory": 64 * 2**30}
+    assert resources(8, 0, 0, cluster_of(Hardware(4, 8.0, ()), Hardware(6, 8.0, ()))) == {"cpu": 6}
+    # the machines with a GPU, however small they are
+    assert resources(8, 2, 0, cluster_of(Hardware(64, 8.0, ()), Hardware(4, 8.0, ("A",)))) == {"cpu": 4, "gpu": 1}
 
 
 SECONDS = st.lists(st.integers(1, 30), min_size=1, max_size=6)

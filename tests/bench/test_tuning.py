@@ -59,14 +59,6 @@ def test_ray_and_the_local_loop_write_the_same_records(suite, tmp_path):
         assert len(tables[0]) == 4
 
 
-def test_a_trial_never_asks_for_more_than_there_is():
-    one_gpu = Hardware(16, 64.0, ("A",))
-    assert tuning._resources(8, 1, TWO_CORES) == {"cpu": 2}
-    assert tuning._resources(8, 1, one_gpu) == {"cpu": 8, "gpu": 1}
-    assert tuning._resources(0.5, 0.25, one_gpu) == {"cpu": 0.5, "gpu": 0.25}
-    assert tuning._resources(1, 0, one_gpu) == {"cpu": 1}
-
-
 def work(share):
     """Each item says that it has begun, waits for another's beginning, and fails if it is called "broken"."""
     for item in share:

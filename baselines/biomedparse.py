@@ -168,10 +168,9 @@ class PretrainedBiomedParse:
 
         UserError where the file is gone or has changed since the run was planned.
         """
-        path = own_weights_path(self.spec, run_dir.parent)
         log.progress("load weights", 0, 1)
-        model = build_model()
-        report = load_published(model, path, kind=WEIGHTS)
+        report = self.load(run_dir)
+        model = self.model
         given = starting_point(model) | {
             "image_size": str(IMAGE_SIZE),
             "images_seen": "0 here",
@@ -180,7 +179,6 @@ class PretrainedBiomedParse:
             "selection": "none",
             "tuning": "none",
         }
-        self.model = model.to(torch_device()).eval().requires_grad_(False)
         log.progress("measure what a prompt costs", 0, 1)
         return FitSummary(
             budget="pre-trained, not trained here",
@@ -194,6 +192,13 @@ class PretrainedBiomedParse:
                 "images",
             ],
         )
+
+    def load(self, run_dir: Path) -> LoadReport:
+        """Takes the weights that suite.json beside `run_dir` names; raises as `fit`."""
+        self.model = build_model()
+        report = load_published(self.model, own_weights_path(self.spec, run_dir.parent), kind=WEIGHTS)
+        self.model.to(torch_device()).eval().requires_grad_(False)
+        return report
 
     def predict(self, samples: Iterable[Sample], log: Log) -> Iterator[Prediction]:
         """Masks at original resolution; the prompts of an image share its features."""

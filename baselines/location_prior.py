@@ -18,6 +18,7 @@ from bench.atomic import write_file
 from bench.data.dataset import load_mask
 from bench.errors import UserError
 from bench.interface import FitSummary, Log, Prediction, Sample
+from bench.limits import load_arrays
 from bench.spec import RunSpec
 
 GRID = 128  # cells per side of the normalised frame
@@ -71,10 +72,15 @@ class LocationPrior:
         file = run_dir / "location_prior.npz"
         if not file.exists():
             raise UserError(f"{file}: no such file; fit the location prior first")
-        with np.load(file, allow_pickle=False) as saved:
-            keys = [tuple(key) for key in saved["keys"].tolist()]
-            self.priors = dict(zip(keys, saved["priors"], strict=True))
-            self.thresholds = dict(zip(keys, saved["thresholds"].tolist(), strict=True))
+        try:
+            saved = load_arrays(file)
+            keys = [(dataset, label) for dataset, label in saved["keys"].tolist()]
+            priors = saved["priors"].astype(np.float32).reshape(len(keys), GRID, GRID)
+            self.priors = dict(zip(keys, priors, strict=True))
+            self.thresholds = dict(zip(keys, saved["thresholds"].astype(float).tolist(), strict=True))
+        except Exception as error:  # numpy, zipfile and zlib raise whatever a broken file leads them to
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise UserError(f"{file} holds no location prior ({reason}): fit it again") from None
 
     def predict(self, samples: Iterable[Sample], log: Log) -> Iterator[Prediction]:
         """The thresholded prior of each target; an object never seen in training gets an empty mask."""

@@ -29,6 +29,7 @@ from statistics import mean
 import numpy as np
 from PIL import Image
 
+from bench.atomic import read_json
 from bench.errors import UserError
 from bench.interface import FitSummary, Log, Prediction, Sample, Spread
 from bench.spec import NnunetBudget, RunSpec
@@ -107,7 +108,7 @@ class Nnunet:
             raise UserError(f"no nnU-Net experts in {self.run_dir}: train them first, fit(train, val, run_dir, log)")
         known = {}
         for file in sorted(self._folder.glob("*/expert.json")):
-            summary = json.loads(file.read_text())
+            summary = _read_expert(file)
             for label, name in enumerate(summary["objects"], start=1):
                 known[summary["dataset"], name] = file.parent.name, label
         rows = []  # sample, target, file of labels (None: no expert), label
@@ -346,8 +347,18 @@ def read_summary(folder: Path, key: str) -> dict | None:
     file = folder / "expert.json"
     if not file.exists() or not (folder / "weights.pt").exists():
         return None
-    summary = json.loads(file.read_text())
+    summary = _read_expert(file)
     return summary if summary["key"] == key else None
+
+
+def _read_expert(file: Path) -> dict:
+    """expert.json; UserError for one that `baselines.nnunet_worker` has not written."""
+    fix = f"delete {file.parent} and run the suite again"
+    summary = read_json(file, fix)
+    kinds = {"key": str, "dataset": str, "objects": list}
+    if not isinstance(summary, dict) or any(not isinstance(summary.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{file} describes no expert: {fix}")
+    return summary
 
 
 def summarise(summaries: list[dict], experts: list[dict], budget: NnunetBudget, multiclass: bool = False) -> FitSummary:

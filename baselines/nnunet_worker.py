@@ -27,13 +27,17 @@ import numpy as np
 from PIL import Image
 
 from baselines.nnunet import LOG, apply_budget
-from bench.atomic import write_file, write_json
+from bench.atomic import read_json, write_file, write_json
 from bench.cost import peak_memory_mib, restart_peak
 from bench.data.dataset import load_image, load_mask
+from bench.errors import UserError
 
 Emit = Callable[..., None]
 
 POSTPROCESSING = "postprocessing.json"
+# what nnU-Net's default planner writes into a plan of 2D images
+NETWORKS = ("dynamic_network_architectures.architectures.unet.PlainConvUNet",)
+LAYERS = {"torch.nn.modules.conv.Conv2d", "torch.nn.modules.instancenorm.InstanceNorm2d", "torch.nn.LeakyReLU"}
 PROGRESS_INTERVAL = 0.3  # seconds between two progress events: a GPU makes dozens of iterations a second
 REPEATS = 5  # timed predictions of one image, after one that warms up
 
@@ -336,7 +340,9 @@ class ExpertSegmenter:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        plans = PlansManager(json.loads((folder / "plans.json").read_text()))
+        written = read_json(folder / "plans.json", f"delete {folder} and run the suite again")
+        check_architecture(written, folder / "plans.json")
+        plans = PlansManager(written)
         dataset_json = json.loads((folder / "dataset.json").read_text())
         self.channels = len(dataset_json["channel_names"])
         configuration = plans.get_configuration("2d")
@@ -373,6 +379,22 @@ class ExpertSegmenter:
         for step in self.postprocessing:
             labels = remove_all_but_largest_component_from_segmentation(labels, **step)
         return labels[0].astype(np.uint8)
+
+
+def check_architecture(plans: Any, file: Path) -> None:
+    """UserError where plans name another network or layer than nnU-Net's planner does.
+
+    nnU-Net imports what stands there and calls it with the arguments that stand beside: anybody's code, in a folder
+    of somebody else.
+    """
+    try:
+        for configuration in plans["configurations"].values():
+            network = configuration["architecture"]
+            imported = [network["arch_kwargs"][name] for name in network["_kw_requires_import"]]
+            if network["network_class_name"] not in NETWORKS or not set(filter(None, imported)) <= LAYERS:
+                raise UserError(f"{file} names another network than nnU-Net's planner: delete its folder and run again")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} has no usable {error}: delete its folder and run the suite again") from None
 
 
 def find_postprocessing(expert: dict, segmenter: ExpertSegmenter, processes: int) -> list[dict]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bench.errors import UserError
+from bench.limits import load_json
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
@@ -46,7 +47,7 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The JSON in `path`; UserError naming the file and `fix` where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {fix}") from None
     except (ValueError, OSError) as error:

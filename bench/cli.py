@@ -16,11 +16,12 @@ import typer
 from bench import options
 from bench.ablate_commands import ablate
 from bench.data.commands import data_app
-from bench.errors import UserError, full_disk
+from bench.errors import UserError, full_disk, printable
 from bench.external_commands import evaluate, import_results
 from bench.options import RunsDir
 from bench.predict_command import predict
 from bench.terminal import progress_bar, terminal_console, text_table
+from bench.verify_command import verify
 
 HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
 
@@ -68,6 +69,7 @@ def run(
     backbones: options.Backbones = None,
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
+    address: options.Address = None,
     name: options.Name = None,
     backbone_weights: options.BackboneWeights = None,
     weights: Annotated[
@@ -96,6 +98,7 @@ def run(
       bench run --suite main --data phantom-hard
       bench run --suite main --methods boltzformer,seem --dry-run
       bench run --suite main --splits splits.json
+      bench run --suite main --address auto
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
       bench run --suite main --weights biomedparse=biomedparse_v1.pt
     """
@@ -110,6 +113,7 @@ def run(
         backbones=options.names(backbones),
         seeds=options.seed_numbers(seeds),
         executor=executor.value,
+        address=address,
         name=name,
         runs_dir=runs_dir,
         backbone_weights=backbone_weights,
@@ -257,6 +261,7 @@ def profile(
 app.command()(ablate)
 app.command()(evaluate)
 app.command()(import_results)
+app.command()(verify)
 
 
 @app.command("list")
@@ -341,7 +346,8 @@ def main() -> None:
 
 
 def _die(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # a name in somebody's file may hold what a terminal takes for a command
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -375,12 +381,12 @@ def _listing(kind: Listing, runs_dir: Path):
 
 
 def _runs(runs_dir: Path):
-    from bench.atomic import read_json
     from bench.execute import run_state
+    from bench.suite_folder import read_suite
 
     rows = []
     for file in sorted(runs_dir.glob("*/suite.json")):
-        suite = read_json(file, "remove the folder")
+        suite = read_suite(file.parent, "remove the folder")
         states = [run_state(file.parent / run_id)["state"] for run_id in suite["runs"]]
         done = f"{states.count('finished')}/{len(states)}"
         rows.append([file.parent.name, suite["suite"], suite["profile"], suite["split_hash"], done, suite["command"]])

@@ -17,6 +17,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}': {hint}")
 
 
+def printable(text: str) -> str:
+    """The text with control characters as \\x1b and the like: a terminal takes some of them for commands."""
+    return "".join(ascii(c)[1:-1] if is_control(c) else c for c in text)
+
+
+def is_control(character: str) -> bool:
+    """Whether a character is one of Unicode's C0 or C1 controls."""
+    return ord(character) < 32 or 127 <= ord(character) < 160
+
+
 def full_disk(error: BaseException) -> str | None:
     """The message for an OSError that says that there is no space left; None for any other error."""
     if not isinstance(error, OSError) or error.errno != errno.ENOSPC:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.atomic import read_json
 from bench.data.dataset import IMAGE_SUFFIXES, find_datasets, foreground, load_dataset, open_image
 from bench.data.splits import Splits, load_splits
 from bench.errors import UserError
@@ -17,6 +16,7 @@ from bench.external import files_hash, list_rows, method_name, new_suite, row_sp
 from bench.interface import Prediction, Sample
 from bench.run import locked
 from bench.spec import Origin
+from bench.suite_folder import read_suite
 
 NAMED = 10  # so many names of a long list are told
 
@@ -54,7 +54,7 @@ def evaluate(
     origin = Origin(kind="predictions", source=predictions.resolve().name, sha256=digest)
     with locked(folder):
         if joins:
-            suite = read_json(folder / "suite.json", "run the suite again")
+            suite = read_suite(folder)
         else:
             new = new_suite("evaluated", "Masks of other tools", command, splits.hash, splits.roots, splits.phantom)
             suite = same_suite(folder, new)

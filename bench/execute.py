@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 import traceback
@@ -17,6 +16,7 @@ from bench.atomic import read_json, write_json, write_text
 from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
+from bench.limits import load_json
 from bench.records import (
     ADDED_COLUMNS,
     PHRASINGS_FILE,
@@ -27,7 +27,7 @@ from bench.records import (
     write_table,
 )
 from bench.runlog import RunLog
-from bench.spec import RunSpec, Weights, flatten
+from bench.spec import RunSpec, Weights, flatten, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from bench.tracking import Tracker
 
 
+LEFT = ("model.pt", "location_prior.npz", "nnunet")  # what methods keep for `predict`, files and folders
 MLFLOW_NAME = re.compile(r"[^\w. -]")  # what may not be in a metric's name
 
 
 def run_state(run_dir: Path) -> dict[str, Any]:
     """What status.json says, {"state": "missing"} where there is none or a broken one."""
     try:
-        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        status = load_json(run_dir / "status.json")
     except (OSError, ValueError):
         return {"state": "missing"}
     return status if isinstance(status, dict) and "state" in status else {"state": "missing"}
@@ -60,7 +61,7 @@ def is_finished(spec: RunSpec, run_dir: Path) -> bool:
         columns = set(pq.read_schema(run_dir / "records.parquet").names)
         versions = set(pq.read_table(run_dir / "records.parquet", columns=["schema_version"])[0].to_pylist())
         pq.read_schema(run_dir / "predictions.parquet")
-    except (OSError, KeyError, pa.ArrowException):
+    except (OSError, KeyError, ValueError, pa.ArrowException):
         return False
     return columns | set(ADDED_COLUMNS) == set(RECORD_COLUMNS) and versions <= set(READABLE_VERSIONS)
 
@@ -104,6 +105,7 @@ def execute(
         tracker = _tracker(spec, suite_dir, tracking_uri, parent, fresh)
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
             status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker, spread)
+            status["files"] = files_left(run_dir)
     except Exception as error:
         # what the user can mend: a mistake in the data or options, or a full disk
         mendable = isinstance(error, UserError) or full_disk(error) is not None
@@ -161,7 +163,7 @@ def _fit_and_predict(
     except Exception as error:  # a figure is no reason to lose a trial
         fit.notes.append(f"no sampling figure: {_one_line(error)}")
     if tracker is not None:
-        names = ("records.parquet", "spec.json", "env.json", "model.pt", "location_prior.npz", "nnunet")
+        names = ("records.parquet", "spec.json", "env.json", *LEFT)
         tracker.artifacts(*(run_dir / name for name in names))  # those that the method has left
         tracker.tag(budget=fit.budget, parameters=str(fit.parameters))
         tracker.log(0, {**_test_metrics(records), "train_seconds": fit.train_seconds})
@@ -242,6 +244,17 @@ def checked(predictions: Iterable[Prediction], samples: Sequence[Sample]) -> Ite
         yield prediction
     if missing:
         raise RuntimeError(f"the method left out {len(missing)} test targets, first {' / '.join(min(missing))}")
+
+
+def files_left(run_dir: Path) -> dict[str, str]:
+    """What a method has left for `predict` in a run folder, logs apart: path in there -> SHA-256, in hex."""
+    places = [run_dir / name for name in LEFT]
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    return {
+        file.relative_to(run_dir).as_posix(): sha256_of(file)
+        for file in files
+        if file.is_file() and file.suffix != ".log"
+    }
 
 
 def leave_out(spec: RunSpec, run_dir: Path, reason: str) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.atomic import read_json, write_json
+from bench.atomic import write_json
 from bench.errors import UserError
 from bench.methods import METHODS
 from bench.records import RECORD_COLUMNS, SCHEMA_VERSION, write_table
 from bench.spec import Origin, RunSpec, sha256_of
+from bench.suite_folder import read_spec, read_suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ def same_suite(folder: Path, new: dict) -> dict:
     if not file.exists():
         return new
     fix = f"name another folder with --into, or remove {folder}"
-    there = read_json(file, fix)
+    there = read_suite(folder, fix)
     for field in ("suite", "split_hash"):
         if there.get(field) != new[field]:
             raise UserError(f"{file} has {field} {there.get(field)!r}, these rows {new[field]!r}: {fix}")
@@ -115,5 +116,4 @@ def list_rows(folder: Path, suite: dict[str, Any], rows: dict[str, RunSpec]) -> 
 
 
 def _is_one_of(run_dir: Path, methods: set[str]) -> bool:
-    file = run_dir / "spec.json"
-    return file.exists() and read_json(file, f"delete {run_dir}").get("method") in methods
+    return (run_dir / "spec.json").exists() and read_spec(run_dir).method in methods

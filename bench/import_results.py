@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.atomic import read_json
 from bench.data.official import patient_of
 from bench.data.prompts import SITES, canonical
 from bench.data.stats import PUBLISHED_SIDE, find_published, published_name
@@ -21,6 +20,7 @@ from bench.external import files_hash, list_rows, new_suite, row_spec, same_suit
 from bench.records import SCHEMA_VERSION
 from bench.run import locked
 from bench.spec import Origin
+from bench.suite_folder import read_suite
 from reports.grid import CASE, TRUTH, check_grid
 from reports.load import SuiteResults, load_suite
 
@@ -56,7 +56,7 @@ def import_results(
     with locked(folder):
         if into and (folder / "suite.json").exists():
             published, notes = join(published, load_suite(folder))
-            suite = read_json(folder / "suite.json", "run the suite again")
+            suite = read_suite(folder)
         else:
             data = {published_name(file.parent): file.parent for file in files}
             new = new_suite("published", "Published results", command, cases_hash(published), data, phantom=False)

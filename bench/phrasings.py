@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.atomic import read_json
 from bench.data.dataset import load_mask
 from bench.data.splits import load_splits
 from bench.errors import UserError
@@ -21,6 +20,8 @@ from bench.methods import METHODS
 from bench.predict_image import load_segmenter, segmenter_spec
 from bench.records import PHRASINGS_FILE, RECORD_COLUMNS, write_table
 from bench.run import locked
+from bench.suite_folder import read_spec, read_suite
+from bench.terminal import BarLog
 
 if TYPE_CHECKING:
     from bench.spec import RunSpec
@@ -61,7 +62,7 @@ def ask_phrasings(folder: Path, on_progress: Callable[[int, int], None] = lambda
             reasons = "; ".join(f"{run_id} {reason}" for run_id, reason in left_out.items())
             raise UserError(f"{folder} has no run that can be asked: {reasons or 'it is empty'}")
         for number, (run_dir, spec) in enumerate(todo):
-            _ask(run_dir, spec, samples, _Bar(on_progress, number * len(samples), len(todo) * len(samples)))
+            _ask(run_dir, spec, samples, BarLog(on_progress, number, len(todo)))
         prompts = sum(len(sample.targets) for sample in samples)
         return Asked(folder, tuple(run_dir.name for run_dir, _ in todo), tuple(earlier), left_out, prompts)
 
@@ -78,20 +79,7 @@ def reworded(sample: Sample) -> Iterator[Sample]:
         yield replace(sample, targets=tuple(targets[start : start + TOGETHER]))
 
 
-class _Bar:
-    """A `Log` that moves a bar from `start` on and keeps nothing: the run's own log has ended."""
-
-    def __init__(self, on_progress: Callable[[int, int], None], start: int, total: int):
-        self.on_progress, self.start, self.total = on_progress, start, total
-
-    def progress(self, phase: str, step: int, total: int) -> None:
-        self.on_progress(self.start + step, self.total)
-
-    def metrics(self, step: int, **values: float) -> None:
-        pass
-
-
-def _ask(run_dir: Path, spec: RunSpec, samples: list[Sample], log: _Bar) -> None:
+def _ask(run_dir: Path, spec: RunSpec, samples: list[Sample], log: BarLog) -> None:
     from bench.environment import seed_everything
 
     seed_everything(spec.seed)
@@ -106,7 +94,7 @@ def _ask(run_dir: Path, spec: RunSpec, samples: list[Sample], log: _Bar) -> None
 def _choose(folder: Path) -> tuple[list[tuple[Path, RunSpec]], list[str], dict[str, str]]:
     """The runs to ask, those that have been asked, and why the others cannot be."""
     todo, earlier, left_out = [], [], {}
-    for run_id in read_json(folder / "suite.json", "run the suite again")["runs"]:
+    for run_id in read_suite(folder)["runs"]:
         run_dir = folder / run_id
         if (run_dir / PHRASINGS_FILE).is_file():
             earlier.append(run_id)
@@ -120,6 +108,6 @@ def _choose(folder: Path) -> tuple[list[tuple[Path, RunSpec]], list[str], dict[s
 
 
 def _reads_prompts(run_dir: Path) -> bool:
-    spec = read_json(run_dir / "spec.json", f"delete {run_dir} and run the suite again")
-    entry = METHODS.get(spec.get("method"))
-    return entry is not None and entry.uses_backbone and spec.get("origin") is None
+    spec = read_spec(run_dir)
+    entry = METHODS.get(spec.method)
+    return entry is not None and entry.uses_backbone and spec.origin is None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from bench.atomic import read_json, write_file
+from bench.atomic import write_file
 from bench.data.dataset import load_mask
 from bench.data.images import read_image
 from bench.errors import UserError, unknown_name
 from bench.methods import METHODS
 from bench.spec import RunSpec
+from bench.suite_folder import read_spec
 
 if TYPE_CHECKING:
     from bench.train import TrainedSegmenter
@@ -199,19 +198,14 @@ def _make(folder: Path) -> None:
 
 def segmenter_spec(run_dir: Path) -> RunSpec:
     """The spec of a run whose method answers prompts on one image; UserError for any other."""
-    from pydantic import ValidationError
-
-    file = run_dir / "spec.json"
-    try:
-        spec = RunSpec.model_validate(read_json(file, "run the suite again"))
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{file} is not a spec of this version ({where}): run the suite again") from None
+    spec = read_spec(run_dir)
     if spec.method not in METHODS:
-        raise unknown_name(f"method in {file}", spec.method, METHODS)
+        raise unknown_name(f"method in {run_dir / 'spec.json'}", spec.method, METHODS)
     if not METHODS[spec.method].uses_backbone:
         able = ", ".join(name for name, entry in METHODS.items() if entry.uses_backbone)
         raise UserError(f"{run_dir} is a run of {spec.method}, which takes no prompt on a new image; these do: {able}")
+    if spec.recipe is None or spec.model is None:
+        raise UserError(f"{run_dir / 'spec.json'} has no recipe or model for {spec.method}: run the suite again")
     if not (run_dir / CHECKPOINT).is_file():
         raise UserError(f"{run_dir} has no {CHECKPOINT}: its training has not come so far; run the suite again")
     return spec
@@ -219,11 +213,14 @@ def segmenter_spec(run_dir: Path) -> RunSpec:
 
 def load_segmenter(spec: RunSpec, run_dir: Path) -> TrainedSegmenter:
     """The trained model of a run; UserError where its file is broken or of another model."""
+    from models.checkpoints import read_checkpoint
+
+    file = run_dir / CHECKPOINT
     try:
+        read_checkpoint(file)  # refuses what is no plain state dict, in words of its own
         return METHODS[spec.method].build(spec).load(run_dir)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:160]
-        file = run_dir / CHECKPOINT
+    except Exception as error:  # whatever sizes that do not go together lead torch to
+        reason = " ".join(str(error).removeprefix(f"{file} ").split())[:160] or type(error).__name__
         raise UserError(
             f"{file} does not fit the model of its spec.json, or is broken ({reason}): train again"
         ) from None

@@ -29,6 +29,7 @@ from bench.plan import (
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
 from bench.spec import RunSpec
 from bench.stopping import stoppable
+from bench.suite_folder import read_suite
 from bench.weights import WeightsFile, find_own_weights, find_weights
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def check_folder(plan: Plan, runs_dir: Path) -> None:
     if not file.exists():
         return
     fix = f"choose another --name, or remove {plan.folder}"
-    there = read_json(file, fix)
+    there = read_suite(plan.folder, fix)
     if there.get("schema_version") not in READABLE_VERSIONS:
         raise UserError(f"{file} has schema_version {there.get('schema_version')!r}, not {SCHEMA_VERSION}: {fix}")
     here = {
@@ -350,7 +351,7 @@ def _report_problems(folders: Sequence[Path], console: Console, leaks_settled: b
 
 @contextlib.contextmanager
 def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracker | None]]:
-    """The store, made before any worker starts, and the suite's parent run; (None, None) without MLflow."""
+    """The trials' store, made before any worker starts, and the suite's parent run; (None, None) without MLflow."""
     from bench import environment
     from bench.tracking import Tracker, initialize_store, store_uri
 
@@ -366,8 +367,15 @@ def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracke
     tags |= {"git_commit": git["commit"]} if git else {}
     params: dict[str, Any] = {"suite": choice.suite.name, "profile": choice.profile.name}
     tracker = Tracker(uri, key, plan.folder.name, tags, params)
+    alone = uri.startswith("sqlite:") and len(choice.hardware.nodes) > 1
+    if alone:
+        print(
+            "warning: the nodes of a cluster cannot share MLflow's SQLite file, so the trials' curves stay in their "
+            "run folders: set MLFLOW_TRACKING_URI to a server (docs/cluster.md)",
+            file=sys.stderr,
+        )
     try:
-        yield uri, tracker
+        yield None if alone else uri, tracker
     finally:
         if not tracker.finished:  # stopped, or an error on the way
             tracker.finish("KILLED")
@@ -400,7 +408,7 @@ def _train(
         if request.executor == "local":
             tuning.run_trials_here(todo, plan.folder, uri, parent_id)
         else:
-            tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id)
+            tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id, request.address)
 
 
 def _failures(plan: Plan, console: Console) -> list[RunSpec]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from models.config import ModelConfig
 
@@ -19,10 +19,16 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+# part of a run folder's name, so no separator may stand in it
+Name = Annotated[str, StringConstraints(pattern=r"^[\w.=%-]+$", max_length=100)]
+# half of the 64 bits that a prompt's generator is seeded with
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class Recipe(Frozen):
     """How a segmenter is trained; the same for every decoder of a suite."""
 
-    image_size: int  # px, square
+    image_size: Annotated[int, Field(ge=1, le=2**13)]  # px, square
     steps: int
     batch_images: int
     prompts_per_image: int  # at most so many of an image's targets in a training batch
@@ -72,6 +78,7 @@ class Profile(Frozen):
     objects: dict[str, tuple[str, ...]] | None = None  # phantom objects per data set; None is all 38 of Table 9
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+    memory_gib_per_trial: float = 0  # of the machine, not of its GPUs; 0 reserves none
     cpus_per_expert: float = 1  # of nnU-Net; fractions of a GPU are Ray's bookkeeping, memory is not divided
     gpus_per_expert: float = 0
 
@@ -137,8 +144,8 @@ class RunSpec(Frozen):
     suite: str
     profile: str
     method: str
-    backbone: str  # "-" where a method has none
-    seed: int
+    backbone: Name  # "-" where a method has none
+    seed: Seed
     split_hash: str
     recipe: Recipe | None = None  # None for methods that train by a recipe of their own
     model: ModelConfig | None = None

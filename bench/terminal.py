@@ -23,13 +23,30 @@ def terminal_console() -> Console:
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(console: Console, title: str) -> Iterator[Callable[[float, float], None]]:
     """A bar while it is open, moved by calls with (done, total)."""
     from rich.progress import Progress
 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class BarLog:
+    """An `interface.Log` that moves a bar and keeps nothing: for a run whose own log has ended.
+
+    The bar counts `steps` pieces of work, of which this is the one after the first `done`.
+    """
+
+    def __init__(self, on_progress: Callable[[float, float], None], done: int = 0, steps: int = 1):
+        self.on_progress, self.done, self.steps = on_progress, done, steps
+
+    def progress(self, phase: str, step: int, total: int) -> None:
+        """Moves the bar; the phase is not shown."""
+        self.on_progress(self.done + step / max(1, total), self.steps)
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Nothing."""
 
 
 def text_table(headers: list[str], rows: list[list[str]]) -> Table:

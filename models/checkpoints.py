@@ -146,10 +146,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
             content = load_file(path)
         else:
+            check_archive(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on odd pickles, which are an error below
                 # files in the format before torch 1.6 cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except CheckpointError:
+        raise
     except PermissionError:
         raise CheckpointError(f"{path} may not be read: change its permissions") from None
     except Exception as error:  # the readers raise whatever damaged bytes lead them to
@@ -162,6 +165,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in content):  # DistributedDataParallel
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content
+
+
+def check_archive(path: Path) -> None:
+    """CheckpointError for a ZIP archive (.pt since torch 1.6) that would unpack to more than its own size.
+
+    torch stores tensors as they are: an archive that packs them, or has several point to the same bytes, is no
+    checkpoint but a way to fill the memory. A file that is no archive is passed over.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise CheckpointError(f"{path} is packed, as torch packs no file: give another")
 
 
 def _kind_of(tensors: Mapping[str, Tensor], file: str) -> Kind:

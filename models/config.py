@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# spec.json may come from somebody else: no model that could not be built
+Size = Annotated[int, Field(ge=1, le=2**14)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 
 
 class ModelConfig(BaseModel):
@@ -12,16 +16,16 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: int = 512  # d: decoder, pixel features, text projection
-    heads: int = 8
-    feedforward: int = 2048
-    layers: int = 9  # L; layer l attends to scale l mod 3
-    queries: int = 101  # m
-    pixel_layers: int = 6  # transformer encoder layers at stride 32
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    context_length: int = 77
+    width: Size = 512  # d: decoder, pixel features, text projection
+    heads: Size = 8
+    feedforward: Size = 2048
+    layers: Layers = 9  # L; layer l attends to scale l mod 3
+    queries: Size = 101  # m
+    pixel_layers: Layers = 6  # transformer encoder layers at stride 32
+    text_width: Size = 512
+    text_layers: Layers = 12
+    text_heads: Size = 8
+    context_length: Size = 77
 
     attention: Literal["boltzmann", "threshold", "full"] = "boltzmann"
     temperature: float = 1.0  # tau_0
@@ -29,7 +33,7 @@ class ModelConfig(BaseModel):
     sampling_ratio: float = 0.1  # N / N_v
     text_prior: bool = True  # Eq. 4
     pigma: bool = True  # Fig. 3; without it the mask is the query ensemble, Eq. 7
-    pigma_channels: int = 10  # c
+    pigma_channels: Size = 10  # c
     compare_per_head: bool = False  # every head draws its own tokens, as in the authors' code: for comparison only
 
 

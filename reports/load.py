@@ -9,19 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from bench.atomic import read_json
 from bench.errors import UserError
+from bench.limits import check_pixels
 from bench.records import ADDED_COLUMNS, PHRASINGS_FILE, READABLE_VERSIONS
-from bench.spec import Origin, RunSpec, folder_name
+from bench.spec import Origin, folder_name
+from bench.suite_folder import read_spec, read_suite
 from reports.frame import COUNTS, VERSIONS, RecordFile, fault, read_records, readable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 RECORDS_FILE = "records.parquet"
+PREDICTION_COLUMNS = ("dataset", "object", "image_id", "image_file", "mask_file", "height", "width", "runs")
 STATES = ("finished", "failed", "running", "interrupted", "left out")
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
 
@@ -90,20 +93,7 @@ def load_suite(suite_dir: Path) -> SuiteResults:
     path = suite_dir / "suite.json"
     if not path.is_file():
         raise UserError(f"{suite_dir} is not a suite folder, it has no suite.json: run `bench run --suite NAME` first")
-    suite = _read_json(path, "run the suite again")
-    for key in (
-        "schema_version",
-        "suite",
-        "title",
-        "profile",
-        "split_hash",
-        "command",
-        "phantom",
-        "data",
-        "runs",
-    ):
-        if key not in suite:
-            raise UserError(f"{path} has no '{key}': run the suite again")
+    suite = read_suite(suite_dir)
     if suite["schema_version"] not in READABLE_VERSIONS:
         raise UserError(
             f"{path} has schema version {suite['schema_version']}, this version reads {VERSIONS}: "
@@ -138,7 +128,17 @@ def load_predictions(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
     if run.state != "finished" or not path.is_file():
         return pd.DataFrame()
     with readable(path):
-        return pd.read_parquet(path, filters=[("image_id", "in", sorted(set(image_ids)))])
+        table = pd.read_parquet(path, filters=[("image_id", "in", sorted(set(image_ids)))])
+    lacking = [name for name in PREDICTION_COLUMNS if name not in table]
+    if lacking:
+        raise fault(path, f"lacks the columns {', '.join(lacking)}")
+    with readable(path):
+        for line in table.itertuples():
+            check_pixels(line.width, line.height)
+            runs = np.asarray(line.runs, dtype=np.int64)
+            if (runs < 0).any() or runs.sum() != line.height * line.width:
+                raise ValueError(f"the runs of {line.image_id} are not of {line.width} x {line.height} px")
+    return table
 
 
 def load_phrasings(results: SuiteResults) -> pd.DataFrame:
@@ -155,12 +155,7 @@ def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
     spec_path, status_path = folder / "spec.json", folder / "status.json"
     origin = None
     if spec_path.is_file():
-        try:
-            spec = RunSpec.model_validate(_read_json(spec_path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise fault(spec_path, f"is not a run's spec ({where}: {first['msg']})") from error
+        spec = read_spec(folder)
         if spec.split_hash != split_hash:
             raise fault(spec_path, f"has split {spec.split_hash}, the suite has {split_hash}")
         method, backbone, seed, origin = spec.row, spec.backbone, spec.seed, spec.origin
@@ -213,12 +208,16 @@ def _load_history(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     points = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             point = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(point, dict) and "step" in point:
+        if (
+            isinstance(point, dict)
+            and "step" in point
+            and all(isinstance(value, int | float) for value in point.values())
+        ):
             points.append(point)
     return pd.DataFrame(points)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from scipy import ndimage
 
 from bench.atomic import write_file
 from bench.errors import UserError
+from bench.limits import load_arrays
 from reports.figures import TRUTH_COLOR, Drawing, drawing_of, read_case
 
 if TYPE_CHECKING:
@@ -125,14 +125,13 @@ def save_cases(cases: Sequence[SampledCase], path: Path) -> None:
 def load_cases(path: Path) -> list[SampledCase]:
     """What `save_cases` wrote. Raises UserError for a file that is not that."""
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            cases = []
-            for place, text in enumerate(json.loads(str(saved["cases"]))):
-                rules = text.pop("rules")
-                layers = [SampledLayer(saved[f"{place}.{at}"], rule) for at, rule in enumerate(rules)]
-                cases.append(SampledCase(**text, layers=layers))
-            return cases
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        saved, cases = load_arrays(path), []
+        for place, text in enumerate(json.loads(str(saved["cases"]))):
+            rules = text.pop("rules")
+            layers = [SampledLayer(saved[f"{place}.{at}"], rule) for at, rule in enumerate(rules)]
+            cases.append(SampledCase(**text, layers=layers))
+        return cases
+    except Exception as error:  # numpy, zipfile and zlib raise whatever a broken file leads them to
         raise UserError(f"{path} cannot be read ({error}): delete it; the next run of the trial writes it") from None
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,18 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from bench.errors import UserError
+from bench.errors import UserError, is_control, printable
 from bench.interface import Sample, Target
+from bench.limits import check_pixels, load_json
 
 SPLITS = ("train", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content, whatever the name; not those that start other programs
 LFS_POINTER = b"version https://git-lfs"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+# below our own limit Pillow would only warn
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 Kind = Literal[
     "layout",
@@ -94,7 +99,7 @@ class _Reading:
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, kind: Kind, file: Path, problem: str, fix: str) -> None:
-        self.problems.append(Problem(self.name, kind, str(file), problem, fix))
+        self.problems.append(Problem(self.name, kind, printable(str(file)), printable(problem), fix))
 
 
 def find_datasets(paths: Sequence[Path]) -> list[Path]:
@@ -147,20 +152,26 @@ def read_layout(folder: Path) -> tuple[Dataset, list[Problem]]:
 def _read_split(reading: _Reading, split: str) -> None:
     file = reading.root / f"{split}.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file)
+    except FileNotFoundError:
+        return reading.problem("missing file", file, "missing", "write it as the README's data format says")
+    except (OSError, ValueError) as error:
+        if is_lfs_pointer(file):
+            return reading.problem("Git-LFS pointer", file, *UNREADABLE["Git-LFS pointer"])
+        return reading.problem("layout", file, f"not valid JSON ({error})", "write it again")
+    try:
         images, annotations = content["images"], content["annotations"]
         rows = [(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"])) for row in images]
         files = {number: name for number, name, _, _ in rows}
         pairs = [(files.get(row["image_id"]), row, sentences_of(row)) for row in annotations]
         patients = {str(row["file_name"]): {str(row["patient"])} for row in images if row.get("patient")}
         explained = {name for name, _, _ in pairs} | set(patients)  # a negative on purpose names its patient
-    except FileNotFoundError:
-        return reading.problem("missing file", file, "missing", "write it as the README's data format says")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        if is_lfs_pointer(file):
-            return reading.problem("Git-LFS pointer", file, *UNREADABLE["Git-LFS pointer"])
-        return reading.problem("layout", file, f"not valid JSON ({error})", "write it again")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        listed = {row.get("mask_file") for row in annotations}
+        for _, name, height, width in rows:
+            if height < 1 or width < 1:
+                raise ValueError(f"size of {name}, {height} x {width} px")
+            check_pixels(width, height)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         needed = "'images' (id, file_name, height, width) and 'annotations' (image_id, mask_file, sentences: [{raw}])"
         return reading.problem("layout", file, f"no usable {error}", f"it needs {needed}")
     info = content.get("info")
@@ -193,7 +204,7 @@ def _read_split(reading: _Reading, split: str) -> None:
         reading.samples[split].append(
             Sample(reading.name, stem, patient, image_file, height, width, tuple(targets[name]))
         )
-    _find_unlisted(reading, split, {name for _, name, _, _ in rows}, {row.get("mask_file") for row in annotations})
+    _find_unlisted(reading, split, {name for _, name, _, _ in rows}, listed)
 
 
 def _targets(
@@ -210,6 +221,11 @@ def _targets(
         if mask_file is None:
             continue
         label = row.get("object") or mask_file.stem.removeprefix(Path(name).stem + "_").replace("+", " ")
+        texts = (str(label), str(row.get("patient") or ""), *(" ".join(prompt.split()) for prompt in prompts))
+        if any(map(is_control, "".join(texts))):
+            what = f"annotation of {mask_file.name} has control characters in its texts"
+            reading.problem("layout", file, what, "take them out")
+            continue
         if not prompts:
             fix = "add sentences: [{'raw': ...}]"
             reading.problem("layout", file, f"annotation of {mask_file.name} has no sentence", fix)
@@ -251,12 +267,26 @@ def _inside(reading: _Reading, json_file: Path, folder: str, name: object) -> Pa
         return None
     home = reading.root / folder
     path = home / name
-    if not path.resolve().is_relative_to(home.resolve()):
-        reading.problem("outside folder", json_file, f"file name '{name}' leaves {folder}/", "use a plain file name")
+    try:
+        within, there = path.resolve().is_relative_to(home.resolve()), path.is_file()
+    except (OSError, ValueError):  # too long, a NUL in it, no Unicode, a circle of links
+        reading.problem("layout", json_file, f"file name {ascii(name)[:100]} cannot be one", "use a plain file name")
         return None
-    if not path.is_file():
+    if not within:
+        what = f"file name {ascii(name)[:100]} leaves {folder}/"
+        reading.problem("outside folder", json_file, what, "use a plain file name")
+        return None
+    if not there:
         reading.problem("missing file", path, "missing", f"add it or take it out of {json_file.name}")
         return None
+    return path
+
+
+def inside(home: Path, name: str) -> Path:
+    """The file `name` of the folder `home`; UserError for one elsewhere. For names that somebody's JSON holds."""
+    path = home / name
+    if path.resolve() == home.resolve() or not path.resolve().is_relative_to(home.resolve()):
+        raise UserError(f"file name {ascii(name)[:100]} leads out of {home}: use a plain file name")
     return path
 
 
@@ -280,10 +310,12 @@ def foreground(pixels: np.ndarray) -> np.ndarray:
 def open_image(file: Path) -> Image.Image:
     """The decoded picture, at most 8 bits a channel. Raises UserError naming an unreadable file."""
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=IMAGE_FORMATS)
+        check_pixels(*image.size)
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what, fix = UNREADABLE.get(why_unreadable(file), (str(error), "replace the file"))
+    except Exception as error:  # Pillow raises whatever a broken file leads it to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        what, fix = UNREADABLE.get(why_unreadable(file), (reason, "replace the file"))
         raise UserError(f"{file}: cannot be read as an image ({what}); {fix}") from None
     if image.mode[0] in "IF":
         raise UserError(f"{file}: cannot be read as an image (more than 8 bits a channel); scale it to 0..255")

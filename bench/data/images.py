@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from bench.data.dataset import load_image
+from bench.data.dataset import IMAGE_FORMATS, load_image
 from bench.errors import UserError, unknown_name
+from bench.limits import DEFLATE_RATIO, MAX_VOXELS, check_pixels, check_volume
 
 if TYPE_CHECKING:
     import pydicom
@@ -136,10 +137,11 @@ def _ct_window(name: str = "abdomen") -> tuple[float, float, str]:
 
 def _read_picture(file: Path) -> _Plane:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            check_pixels(*image.size)
             if image.mode[0] in "IF":  # more than 8 bits of grey
                 return _Plane(np.asarray(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises whatever a broken file leads it to
         raise _unreadable(file, "an image", error) from None
     return _Plane(load_image(file))
 
@@ -149,6 +151,7 @@ def _read_nifti(file: Path, axis: str, index: int | None) -> _Plane:
 
     try:
         image = nibabel.squeeze_image(nibabel.load(file))
+        check_volume(image.shape, image.get_data_dtype().itemsize, file)
         if image.ndim == 2:
             image = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
         if image.ndim == 3 and image.get_data_dtype().kind in "iuf":
@@ -172,13 +175,12 @@ def _is_dicom(file: Path) -> bool:
 
 
 def _read_dicom(file: Path, index: int | None) -> _Plane:
-    import pydicom
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oddities of the header that do not hinder the reading
         try:
-            header = pydicom.dcmread(file)
+            header = read_dicom(file)
             frames = int(header.get("NumberOfFrames") or 1)
             if index is not None and frames == 1:
                 raise UserError(f"--slice {index}: {file} has one frame; leave the option out")
@@ -209,6 +211,23 @@ def _read_dicom(file: Path, index: int | None) -> _Plane:
     if window is None and stored.dtype == np.uint8:
         values, window = stored, (0, 255, AS_THEY_ARE)
     return _Plane(values, place, window, inverted=header.PhotometricInterpretation == "MONOCHROME1")
+
+
+def read_dicom(file: Path) -> pydicom.Dataset:
+    """The header of a DICOM file, pixels not decoded. Raises what pydicom does, ValueError beyond `bench.limits`."""
+    import pydicom
+    from pydicom.filereader import read_file_meta_info
+
+    syntax = read_file_meta_info(file).get("TransferSyntaxUID")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian and DEFLATE_RATIO * file.stat().st_size > 8 * MAX_VOXELS:
+        raise ValueError("a deflated file may unpack to any size, and this one is too large to try: save it otherwise")
+    header = pydicom.dcmread(file)
+    if "Rows" in header and "Columns" in header:
+        check_pixels(header.Columns, header.Rows)
+        values = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1)
+        if values * int(header.get("SamplesPerPixel") or 1) > MAX_VOXELS:
+            raise ValueError(f"{values:,} pixels in its frames, the limit is {MAX_VOXELS:,}")
+    return header
 
 
 def _lay_flat(header: pydicom.Dataset, frame: int) -> None:

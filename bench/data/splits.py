@@ -148,7 +148,7 @@ def load_splits(path: Path, datasets: Sequence[Dataset] = ()) -> Splits:
         parts = (tuple(samples) for samples in sides.values())
         settings = (content["phantom"], content["seed"], content["val_fraction"])
         splits, expected = Splits(*parts, roots, *settings, provenance), content["hash"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise UserError(f"{path} is no splits.json of this program (no usable {error}): {REMAKE}") from None
     if splits.hash != expected:
         raise _changed(path, f"hash {splits.hash}, not {expected}")

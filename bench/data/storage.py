@@ -78,7 +78,7 @@ def mirror(url: str, cache: Path, on_progress: Callable[[int, int], None] = lamb
     with (folder / LOG).open("a+", encoding="utf-8") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         copied = _copied(log)
-        for name in copied.keys() - listing.keys():
+        for name in filter(lambda name: _belongs(name.split("/")), copied.keys() - listing.keys()):
             (folder / name).unlink(missing_ok=True)
         missing = {
             name: version

@@ -248,7 +248,7 @@ def test_the_input_is_never_overwritten(toy_runs, tmp_path):
         (lambda run: (run / "model.pt").unlink(), "has no model.pt: its training has not come so far"),
         (lambda run: (run / "model.pt").write_bytes(b"PK\x03\x04 cut"), "does not fit .* or is broken"),
         (lambda run: torch.save({"other": torch.zeros(1)}, run / "model.pt"), "does not fit the model of its spec"),
-        (lambda run: (run / "spec.json").write_text('{"method": "sam"}'), "is not a spec of this version .suite"),
+        (lambda run: (run / "spec.json").write_text('{"method": "sam"}'), "is not a run's spec: it has no 'suite'"),
         (lambda run: (run / "spec.json").write_text("{"), "cannot be read"),
     ],
 )

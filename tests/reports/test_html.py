@@ -1,11 +1,15 @@
 """The page opens offline, is well formed, and shows file contents as text."""
 
 import base64
+import dataclasses
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from reports.cases import Case, Overlay
 from reports.figures import Drawing
 from reports.html import Picture, environment_lines, render
 from reports.load import load_suite
@@ -53,6 +57,57 @@ def test_well_formed_and_offline(page):
 def test_everything_from_files_is_escaped(page):
     assert page.count("<script") == 1 and "<x>" not in page and "<y>" not in page
     assert "&lt;script&gt;alert(1)" in page and "a &amp; b" in page
+
+
+class Shape(HTMLParser):
+    """The elements of a page with their attributes' names, in their order, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_no_name_of_a_file_makes_an_element(build, tmp_path):
+    """Whatever stands in suite.json, spec.json, env.json and the data: the page has the same elements, with the same
+    attributes, as with harmless names.
+    """
+    suite = load_suite(build.suite(tmp_path, patients=2, slices=1, size=16))
+
+    def page(text):
+        names = dict.fromkeys(("title", "command", "suite", "profile"), text)
+        runs = tuple(
+            dataclasses.replace(run, error=text, env={"versions": {"x": text}, "z": text}) for run in suite.runs
+        )
+        methods = dict.fromkeys(suite.methods, text)
+        results = dataclasses.replace(suite, **names, runs=runs, methods=methods, data={text: tmp_path})
+        table = Table(text, text, text, pd.DataFrame({"a": [text]}), (Column("a", text),), True)
+        picture = Picture("curves", text, text, Drawing(b"\x89PNG", b"<svg/>"))
+        case = Case(text, text, text, text, text, 1.0, "data:,", (Overlay(text, "data:,", 1.0),))
+        return Shape(render(results, [table], [picture], [text], [text], [case]))
+
+    plain = page("plain")
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.text(st.sampled_from("<>\"'&/=!-[]{}%;#` abscript\n\0\u2028"), min_size=1, max_size=30))
+    @example("<script>alert(1)</script>")
+    @example('"><img src=x onerror=alert(1)>')
+    @example("' onmouseover='alert(1)")
+    @example("</title></style></script><svg onload=alert(1)>")
+    @example("{{ 7 * 7 }}{% raw %}")
+    @example("-->]]>&lt;b&gt;")
+    def same(text):
+        found = page(text)
+        assert found.elements == plain.elements
+
+    same()
+    assert "{{ 7 * 7 }}" in "".join(page("{{ 7 * 7 }}").texts)
 
 
 def test_says_how_it_was_made(page):

@@ -91,7 +91,7 @@ def change_records(column, value, text):
 
 def break_spec(suite, build):
     build.change(run_folder(suite, "sam") / "spec.json", seed="x")
-    return "spec.json is not a run's spec (seed"
+    return "spec.json is not a run's spec: it has an unusable seed"
 
 
 def break_json(suite, build):

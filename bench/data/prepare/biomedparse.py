@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.atomic import read_json
-from bench.data.dataset import SPLITS, is_lfs_pointer, load_image, load_mask, sentences_of
+from bench.data.dataset import SPLITS, inside, is_lfs_pointer, load_image, load_mask, sentences_of
 from bench.data.official import patient_of
 from bench.data.prepare.recipe import Options, Picture, evenly_spread, image_to_size, masks_to_size
 from bench.data.prepare.write import Unit
@@ -117,15 +117,16 @@ def _listed(folder: Path, side: str, listing: Path) -> list[_Image]:
     try:
         names = {row["id"]: str(row["file_name"]) for row in content["images"]}
         for row in content["annotations"]:
-            name, file = names[row["image_id"]], folder / f"{side}_mask" / row["mask_file"]
+            name, file = names[row["image_id"]], inside(folder / f"{side}_mask", row["mask_file"])
             label = row.get("object") or file.stem.removeprefix(f"{Path(name).stem}_").replace("+", " ")
             sentences = tuple(dict.fromkeys(sentences_of(row)))
             masks[name][label] = file, sentences
-            patients[name] = row.get("patient")
-    except (KeyError, TypeError, AttributeError) as error:
+            patients[name] = str(row.get("patient") or "")
+        files = {name: inside(folder / side, name) for name in names.values()}
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise UserError(f"{listing} has no usable {error}: {fix}") from None
     return [
-        _Image(folder / side / name, side, patients.get(name) or named_patient(Path(name).stem), masks[name])
+        _Image(files[name], side, patients.get(name) or named_patient(Path(name).stem), masks[name])
         for name in sorted(names.values())
     ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.data.images import read_dicom
 from bench.data.prepare.contours import Scan, installed_database, nodule_slices, read_scans
 from bench.data.prepare.volume import Volume, Voxels
 from bench.errors import UserError
@@ -93,13 +94,12 @@ def _load(scan: Scan, files: tuple[Path, ...]) -> Voxels:
 
 def _read_slice(file: Path) -> tuple[float, int, np.ndarray]:
     """z in mm, InstanceNumber and (rows, columns) int16 HU of a DICOM file."""
-    import pydicom
     from pydicom.pixels import apply_modality_lut
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oddities of the header that do not hinder the reading
         try:
-            header = pydicom.dcmread(file)
+            header = read_dicom(file)
             z, number = float(header.ImagePositionPatient[2]), int(header.InstanceNumber)
             values = apply_modality_lut(header.pixel_array, header)
         except Exception as error:  # pydicom raises whatever a broken file leads to

@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.data.prepare.volume import Voxels
 from bench.errors import UserError
+from bench.limits import check_volume
 
 AGAIN = "download it again"
 
@@ -48,6 +49,7 @@ def _read(file: Path, channel: int) -> tuple[np.ndarray, tuple[int, ...]]:
         image = nibabel.load(file)
         if len(image.shape) == 4:
             image = image.slicer[..., channel]
+        check_volume(image.shape, image.get_data_dtype().itemsize, file)
         values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
         axes = nibabel.io_orientation(image.affine)
     except Exception as error:  # nibabel raises errors of gzip, zlib, numpy and its own for a broken file

@@ -27,7 +27,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from bench.atomic import read_json, write_json
-from bench.data.dataset import SPLITS
+from bench.data.dataset import SPLITS, inside
 from bench.data.prepare.recipe import VERSION, Options, Picture, pictures
 from bench.data.prepare.volume import Volume
 from bench.errors import UserError
@@ -87,6 +87,9 @@ def write_dataset(
     Raises UserError where `folder` holds something else, another call writes it, or no unit could be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for unit in units:  # each is written in a folder of its name, and some names are a patient's in somebody's JSON
+        if inside(folder, unit.id).parent != folder:
+            raise UserError(f"{source}: {ascii(unit.id)[:100]} cannot be the name of a folder: rename the patient")
     with _locked(folder):
         manifest = _open(folder, {"recipe": VERSION, **settings}) | {"source": str(source.resolve())}
         kept = {u.id: found for u in units if (found := _finished(folder, manifest, u, source)) is not None}
@@ -174,8 +177,8 @@ def _forget(folder: Path, manifest: dict[str, Any], ids: Sequence[str]) -> None:
 
 def _files(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
     for image in record["images"]:
-        yield folder / record["split"] / image["file"]
-        yield from (folder / f"{record['split']}_mask" / mask["file"] for mask in image["masks"])
+        yield inside(folder, f"{record['split']}/{image['file']}")
+        yield from (inside(folder, f"{record['split']}_mask/{mask['file']}") for mask in image["masks"])
 
 
 def _work(
@@ -245,6 +248,8 @@ def _write_picture(picture: Picture, folder: Path) -> dict[str, Any]:
     masks = []
     for name, mask in picture.masks.items():
         file = f"{picture.stem}_{name.replace(' ', '+')}.png"
+        if Path(file).name != file:
+            raise UserError(f"{picture.stem}: {ascii(name)[:100]} cannot be part of a file name: rename the object")
         _save(mask.astype(np.uint8) * 255, folder / "mask" / file)
         row = {"object": name, "file": file, "area": int(mask.sum()), "sentences": list(picture.sentences[name])}
         masks.append(row)

@@ -37,6 +37,7 @@ def ablate(
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
     address: options.Address = None,
+    tracking_uri: options.TrackingUri = None,
     name_of_run: Annotated[
         str | None, typer.Option("--name", help="Folder under runs/; default: ablate and the data sets' names.")
     ] = None,
@@ -74,6 +75,7 @@ def ablate(
         seeds=options.seed_numbers(seeds),
         executor=executor.value,
         address=address,
+        tracking_uri=tracking_uri,
         name=name_of_run,
         runs_dir=runs_dir,
         backbone_weights=backbone_weights,

@@ -70,6 +70,7 @@ def run(
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
     address: options.Address = None,
+    tracking_uri: options.TrackingUri = None,
     name: options.Name = None,
     backbone_weights: options.BackboneWeights = None,
     weights: Annotated[
@@ -114,6 +115,7 @@ def run(
         seeds=options.seed_numbers(seeds),
         executor=executor.value,
         address=address,
+        tracking_uri=tracking_uri,
         name=name,
         runs_dir=runs_dir,
         backbone_weights=backbone_weights,
@@ -291,16 +293,16 @@ def ui(
     Example:
       bench ui --port 5001
     """
-    from bench.tracking import store_uri
+    from bench.tracking import shown, store_uri
 
     uri = store_uri(runs_dir)
     if uri.startswith(("http://", "https://")):
-        print(f"MLflow runs at {uri}: open it in a browser")
+        print(f"MLflow runs at {shown(uri)}: open it in a browser")
         return
     database = runs_dir / "mlflow.db"
     if uri.startswith("sqlite:") and not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database} does not exist: start with `bench run`, or name the folder with --runs-dir")
-    print(f"http://127.0.0.1:{port} shows {uri}; Ctrl-C ends it")
+    print(f"http://127.0.0.1:{port} shows {shown(uri)}; Ctrl-C ends it")
     command = [
         sys.executable,
         "-m",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.atomic import read_json, write_json, write_text
+from bench.atomic import write_json, write_text
 from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
 from bench.limits import load_json
+from bench.publish import LEFT, publish, starting_weights, tracker_of
 from bench.records import (
     ADDED_COLUMNS,
     PHRASINGS_FILE,
@@ -27,17 +27,13 @@ from bench.records import (
     write_table,
 )
 from bench.runlog import RunLog
-from bench.spec import RunSpec, Weights, flatten, sha256_of
+from bench.spec import RunSpec, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
 
     from bench.data.splits import Splits
     from bench.tracking import Tracker
-
-
-LEFT = ("model.pt", "location_prior.npz", "nnunet")  # what methods keep for `predict`, files and folders
-MLFLOW_NAME = re.compile(r"[^\w. -]")  # what may not be in a metric's name
 
 
 def run_state(run_dir: Path) -> dict[str, Any]:
@@ -102,7 +98,7 @@ def execute(
     write_json(run_dir / "status.json", status)
     tracker = None
     try:
-        tracker = _tracker(spec, suite_dir, tracking_uri, parent, fresh)
+        tracker = tracker_of(spec, suite_dir, tracking_uri, parent, fresh)
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
             status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker, spread)
             status["files"] = files_left(run_dir)
@@ -144,7 +140,7 @@ def _fit_and_predict(
             f"{suite_dir / 'splits.json'} has split {splits.hash}, the run wants {spec.split_hash}: use another --name"
         )
     method_package = {"method_package": METHODS[spec.method].package}
-    write_json(run_dir / "env.json", environment.describe(spec.seed) | _starting_weights(spec) | method_package)
+    write_json(run_dir / "env.json", environment.describe(spec.seed) | starting_weights(spec) | method_package)
     environment.seed_everything(spec.seed)
     log = RunLog(run_dir, tracker)
     log.progress("prepare", 0, 1)
@@ -162,11 +158,6 @@ def _fit_and_predict(
         leave_sampling(method, splits.test, records, predictions, run_dir)
     except Exception as error:  # a figure is no reason to lose a trial
         fit.notes.append(f"no sampling figure: {_one_line(error)}")
-    if tracker is not None:
-        names = ("records.parquet", "spec.json", "env.json", *LEFT)
-        tracker.artifacts(*(run_dir / name for name in names))  # those that the method has left
-        tracker.tag(budget=fit.budget, parameters=str(fit.parameters))
-        tracker.log(0, {**_test_metrics(records), "train_seconds": fit.train_seconds})
     return asdict(fit)
 
 
@@ -270,48 +261,11 @@ def mark_interrupted(run_dir: Path, states: Sequence[str] = ("running",)) -> Non
         write_json(run_dir / "status.json", status | {"state": "interrupted", "ended": _iso(time.time())})
 
 
-def _tracker(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | None, fresh: bool) -> Tracker | None:
-    if uri is None:
-        return None
-    from bench import environment
-    from bench.tracking import Tracker
-
-    git = environment.git_state()
-    tags = {
-        "split_hash": spec.split_hash,
-        "suite": spec.suite,
-        "profile": spec.profile,
-        "method": spec.row,
-    }
-    tags |= {f"version.{name}": version for name, version in environment.package_versions().items()}
-    tags |= {"git_commit": git["commit"], "git_dirty": str(git["dirty"])} if git else {}
-    tags |= _starting_weights(spec)
-    suite = read_json(suite_dir / "suite.json", "run `bench run` again")
-    tags["data"] = "phantom" if suite.get("phantom") else ", ".join(suite.get("data", {}))
-    key = f"{spec.hash} {suite_dir.name}"
-    return Tracker(uri, key, spec.run_id, tags, flatten(spec.model_dump(mode="json")), parent, fresh)
-
-
-def _starting_weights(spec: RunSpec) -> dict[str, str]:
-    """What a run starts from, for env.json and the tags: files and their hashes, or "random"."""
-
-    def named(weights: Weights | None) -> str:
-        return f"{weights.file} sha256:{weights.sha256[:12]}" if weights else "random"
-
-    own = {"own_weights": named(spec.own_weights)} if spec.own_weights else {}
-    if spec.recipe is None:
-        return own
-    text = spec.weights if spec.weights and "text_encoder" in spec.weights.parts else None
-    return own | {"backbone_weights": named(spec.weights), "text_weights": named(text)}
-
-
 def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker | None) -> None:
     ended = time.time()
     write_json(run_dir / "status.json", status | {"ended": _iso(ended), "seconds": round(ended - started, 2)})
     if tracker is not None:
-        outcome = {"finished": "FINISHED", "failed": "FAILED"}.get(status["state"], "KILLED")
-        tracker.artifacts(run_dir / "error.txt", run_dir / "status.json")
-        tracker.finish(outcome)
+        publish(run_dir, tracker)
 
 
 @contextlib.contextmanager
@@ -319,26 +273,6 @@ def _printing_to(output: Any) -> Iterator[None]:
     """What a library prints goes into the run's output.log, not through the live display."""
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield
-
-
-def _test_metrics(records: Sequence[dict]) -> dict[str, float]:
-    """Mean Dice in 0..1 for MLflow's charts: test_dice over all records, dice/<data set>, dice/small/<data set> and
-    dice/large/<data set>. The tables weigh by data set.
-    """
-    import pandas as pd
-
-    from reports.aggregate import dice_percent
-    from reports.strata import LARGE, SMALL, area_percent, members
-
-    frame = pd.DataFrame(list(records))
-    dice = pd.Series(dice_percent(frame["tp"], frame["fp"], frame["fn"]) / 100)
-    inside = members(area_percent(frame["area_px"], frame["height"], frame["width"]), (SMALL, LARGE))
-    found = {"test_dice": dice.mean()}
-    for prefix, chosen in (("dice", inside.any(axis=1)), ("dice/small", inside[:, 0]), ("dice/large", inside[:, 1])):
-        means = dice[chosen].groupby(frame["dataset"][chosen]).mean()
-        for dataset, mean in means.items():
-            found[f"{prefix}/{MLFLOW_NAME.sub('_', dataset)}"] = mean
-    return {name: float(value) for name, value in found.items() if value == value}
 
 
 def _relative(file: Path, root: Path) -> str:

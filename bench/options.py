@@ -55,6 +55,14 @@ Address = Annotated[
         metavar="auto|HOST:PORT",
     ),
 ]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        help="MLflow's server, such as http://mlflow:5000. Default: MLFLOW_TRACKING_URI, else a SQLite file under the "
+        "runs folder. User name and password come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+        metavar="URI",
+    ),
+]
 ExecutorChoice = Annotated[Executor, typer.Option(help="ray: trials side by side; local: one by one here.")]
 
 

@@ -47,7 +47,6 @@ class Request:
     backbones: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
     executor: str = "ray"
-    address: str | None = None  # of a Ray cluster
     name: str | None = None
     runs_dir: Path = Path("runs")
     backbone_weights: str | None = None  # a file, or a name on the hub
@@ -55,6 +54,8 @@ class Request:
     splits: Path | None = None  # a splits.json, which names the data sets too
     ablations: tuple[str, ...] = ()  # of BoltzFormer instead of the suite's methods; `suite` then is the scale
     values: tuple[str, ...] | None = None  # of the one ablation
+    address: str | None = None  # of a Ray cluster
+    tracking_uri: str | None = None  # of MLflow's store
 
     @property
     def command(self) -> str:
@@ -72,7 +73,7 @@ class Request:
         texts = {"--profile": self.profile, "--name": self.name, "--backbone-weights": self.backbone_weights}
         texts["--splits"] = str(self.splits) if self.splits is not None else None
         texts |= {option: ",".join(map(str, values)) for option, values in lists.items() if values is not None}
-        texts["--address"] = self.address
+        texts |= {"--address": self.address, "--tracking-uri": self.tracking_uri}
         texts["--executor"] = self.executor if self.executor != "ray" else None
         texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
         for option, text in texts.items():

@@ -26,6 +26,7 @@ from bench.plan import (
     show_first,
     show_problems,
 )
+from bench.publish import publish_rest
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
 from bench.spec import RunSpec
 from bench.stopping import stoppable
@@ -69,6 +70,7 @@ def run(request: Request, console: Console) -> int:
 
     UserError: unknown names, data or weights that cannot be used, a folder of another split, a second run on it.
     """
+    _store(request)  # told before any work
     choice = choose(request)
     sound, weights, own_weights = _preflight(request, choice, choice.folders, console)
     if not sound:
@@ -96,6 +98,8 @@ def run(request: Request, console: Console) -> int:
                     file=sys.stderr,
                 )
                 return STOPPED
+            if parent is not None:
+                publish_rest(plan.folder, plan.specs, _store(request), parent.run_id)
             failed = _failures(plan, console)
             _report(plan, console, parent)
             if parent is not None:
@@ -128,9 +132,11 @@ def check_folder(plan: Plan, runs_dir: Path) -> None:
     if not file.exists():
         return
     fix = f"choose another --name, or remove {plan.folder}"
-    there = read_suite(plan.folder, fix)
-    if there.get("schema_version") not in READABLE_VERSIONS:
-        raise UserError(f"{file} has schema_version {there.get('schema_version')!r}, not {SCHEMA_VERSION}: {fix}")
+    there = read_json(file, fix)
+    version = there.get("schema_version") if isinstance(there, dict) else None
+    if version not in READABLE_VERSIONS:
+        raise UserError(f"{file} has schema_version {version!r}, not {SCHEMA_VERSION}: {fix}")
+    read_suite(plan.folder, fix)
     here = {
         "suite": plan.choice.suite.name,
         "profile": plan.choice.profile.name,
@@ -349,13 +355,19 @@ def _report_problems(folders: Sequence[Path], console: Console, leaks_settled: b
     return fatal
 
 
+def _store(request: Request) -> str:
+    from bench.tracking import store_uri
+
+    return store_uri(request.runs_dir.resolve(), request.tracking_uri)
+
+
 @contextlib.contextmanager
 def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracker | None]]:
     """The trials' store, made before any worker starts, and the suite's parent run; (None, None) without MLflow."""
     from bench import environment
-    from bench.tracking import Tracker, initialize_store, store_uri
+    from bench.tracking import Tracker, initialize_store
 
-    uri = store_uri(request.runs_dir.resolve())
+    uri = _store(request)
     if not initialize_store(uri, request.runs_dir.resolve()):
         yield None, None
         return
@@ -370,8 +382,8 @@ def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracke
     alone = uri.startswith("sqlite:") and len(choice.hardware.nodes) > 1
     if alone:
         print(
-            "warning: the nodes of a cluster cannot share MLflow's SQLite file, so the trials' curves stay in their "
-            "run folders: set MLFLOW_TRACKING_URI to a server (docs/cluster.md)",
+            "warning: the nodes of a cluster cannot share MLflow's SQLite file, so the trials' curves come there when "
+            "the suite has ended: for live ones set MLFLOW_TRACKING_URI to a server (docs/cluster.md)",
             file=sys.stderr,
         )
     try:

@@ -1,8 +1,9 @@
 """MLflow as the index of the runs: the only file that imports mlflow. The run folders stay the truth.
 
 One parent run per suite folder, one child run per trial. A run is found again by its tag `bench_key`, so that
-a restarted trial goes on in the same MLflow run. No call here ever stops a trial: points that cannot be sent
-wait and are sent again later; the first failure is told once.
+a restarted trial goes on in the same MLflow run. No call here ever stops a trial: the first failure is told once, and
+points that could not be sent are dropped, for `bench.publish` sends what is missing when the trial has ended. (Sent
+again without a look they might be there twice: a call that failed here may have arrived.)
 """
 
 from __future__ import annotations
@@ -10,29 +11,46 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from bench.errors import UserError
 
 EXPERIMENT = "boltzbench"
 FLUSH_INTERVAL = 5.0  # seconds; a call to SQLite takes a third of a second when several trials write
 RETRY_INTERVAL = 60.0  # seconds before a tracker that failed is tried again
 BATCH = 1000  # metrics per call, MLflow's limit
+PASSWORD = re.compile(r"://[^/@\s]+@")
 CHECKPOINT_LIMIT = 256 * 2**20  # bytes; larger artifacts stay in the run folder only
 
 
-def store_uri(runs_dir: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else the SQLite file in `runs_dir`, absolute."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+def store_uri(runs_dir: Path, asked: str | None = None) -> str:
+    """The store asked for, else MLFLOW_TRACKING_URI, else the SQLite file in `runs_dir`, absolute.
+
+    UserError where the one asked for holds a password: a command line is seen and kept by others.
+    """
+    if asked is not None and PASSWORD.search(asked):
+        raise UserError(
+            f"--tracking-uri {shown(asked)} holds a password: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment"
+        )
+    return asked or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+
+
+def shown(text: str) -> str:
+    """The text with what stands before an @ in a URI left out."""
+    return PASSWORD.sub("://***@", text)
 
 
 def client(uri: str) -> Any:
     """An MlflowClient that prints nothing, sends no telemetry and gives up on a dead server quickly."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a repeated call may have arrived before
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     from mlflow import MlflowClient
 
@@ -68,10 +86,10 @@ def _experiment_id(mlflow: Any, runs_dir: Path | None) -> str:
 
 
 def _warn(uri: str, error: Exception) -> None:
-    reason = (str(error).splitlines() or [""])[0][:200]
+    reason = shown((str(error).splitlines() or [""])[0][:200])
     print(
-        f"warning: MLflow at {uri} is not reachable ({type(error).__name__}: {reason}); "
-        "the run goes on, everything is in the run folders",
+        f"warning: MLflow at {shown(uri)} is not reachable ({type(error).__name__}: {reason}); "
+        "the run goes on, everything is in the run folders, and the same command sends it later",
         file=sys.stderr,
     )
 
@@ -97,6 +115,7 @@ class Tracker:
         self.uri = uri
         self.run_id: str | None = None
         self.finished = False
+        self.failed = False  # has anything not arrived since `begin_again`
         self._name, self._key = name, key
         self._tags = {"bench_key": key, **(tags or {})}
         if parent:
@@ -131,6 +150,28 @@ class Tracker:
             self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
             del self._pending[: len(batch)]
 
+    def begin_again(self) -> None:
+        """Forgets that MLflow was away: the next call tries it."""
+        self.failed, self._retry_at = False, 0.0
+
+    def catch_up(self, points: Iterable[tuple[int, float, dict[str, float]]]) -> None:
+        """Sends, of (step, Unix seconds, values), what MLflow has not at that step, after all that is queued."""
+        self.flush()
+
+        def send() -> None:
+            known: dict[str, set[int]] = {}
+            for step, seconds, values in points:
+                for name, value in values.items():
+                    if name not in known:
+                        history = self._client.get_metric_history(self.run_id, name)
+                        known[name] = {point.step for point in history}
+                    if step not in known[name]:
+                        known[name].add(step)
+                        self._pending.append((name, value, int(seconds * 1000), step))
+            self._send()
+
+        self._guard(send)
+
     def tag(self, **tags: str) -> None:
         """Sets tags: what may change from one start of the trial to the next."""
 
@@ -163,12 +204,15 @@ class Tracker:
 
     def _guard(self, action: Callable[[], None]) -> None:
         if time.monotonic() < self._retry_at:
+            self.failed = True
             return
         try:
             if self.run_id is None:
                 self._open()
             action()
         except Exception as error:
+            self.failed = True
+            self._pending.clear()
             self._retry_at = time.monotonic() + RETRY_INTERVAL
             if not self._warned:
                 _warn(self.uri, error)

@@ -235,23 +235,3 @@ def test_two_runs_of_a_seed_draw_the_same_numbers(suite, use):
         assert execution.execute(this, folder) == "finished"
     assert drawn[0] == drawn[1]
     assert not set(drawn[0]) & set(drawn[2])
-
-
-def test_metrics_for_mlflow_by_hand():
-    """Two data sets, one with a small and a large object; names that MLflow takes."""
-    row = {"fp": 0, "fn": 0, "height": 10, "width": 100}
-    records = [
-        row | {"dataset": "MSD-Lung", "tp": 5, "area_px": 5},
-        row | {"dataset": "MSD-Lung", "tp": 10, "fn": 10, "area_px": 20},
-        row | {"dataset": "mine (2)", "tp": 0, "fn": 4, "area_px": 4},
-    ]
-    assert execution._test_metrics(records) == pytest.approx(
-        {
-            "test_dice": (1 + 2 / 3 + 0) / 3,
-            "dice/MSD-Lung": (1 + 2 / 3) / 2,
-            "dice/mine _2_": 0,
-            "dice/small/MSD-Lung": 1,
-            "dice/small/mine _2_": 0,
-            "dice/large/MSD-Lung": 2 / 3,
-        }
-    )

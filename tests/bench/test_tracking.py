@@ -95,17 +95,43 @@ def test_without_mlflow_nothing_breaks_and_it_is_told_once(capsys):
     assert len(warnings) == 1 and "http://127.0.0.1:9 is not reachable" in warnings[0]
 
 
-def test_points_wait_for_a_store_that_comes_back(store, monkeypatch, capsys):
-    tracker = Tracker(store, "trial d", "d")
+@pytest.mark.parametrize("arrived", [False, True])
+def test_what_could_not_be_sent_is_caught_up_once_whether_it_had_arrived_or_not(arrived, store, monkeypatch, capsys):
+    tracker = Tracker(store, f"trial d {arrived}", "d")
     real = tracker._client.log_batch
-    monkeypatch.setattr(tracker._client, "log_batch", lambda *a, **k: (_ for _ in ()).throw(OSError("away")))
-    tracker.log(1, {"train_loss": 1.0})
+
+    def away(*args, **kwargs):
+        if arrived:
+            real(*args, **kwargs)
+        raise OSError("away")
+
+    monkeypatch.setattr(tracker._client, "log_batch", away)
+    tracker.log(1, {"train_loss": 1.0, "norm": 3.0})
     tracker.flush()
+    assert tracker.failed
     monkeypatch.setattr(tracker._client, "log_batch", real)
+    tracker.begin_again()
     tracker.log(2, {"train_loss": 0.5})
+    tracker.catch_up(
+        [(1, 5.0, {"train_loss": 1.0, "norm": 3.0}), (2, 6.0, {"train_loss": 0.5}), (3, 7.0, {"norm": 4.0})]
+    )
     tracker.finish("FINISHED")
-    client, run = run_of(store, "trial d")
+    assert not tracker.failed
+    client, run = run_of(store, f"trial d {arrived}")
     assert points(client, run, "train_loss") == [(1, 1.0), (2, 0.5)]
+    assert sorted(points(client, run, "norm")) == [(1, 3.0), (3, 4.0)]
+
+
+def test_a_password_is_neither_taken_from_the_command_line_nor_shown(bench, tmp_path):
+    secret = "http://me:s3cret@127.0.0.1:9"
+    done = bench("run", "--suite", "smoke", "--tracking-uri", secret, "--runs-dir", tmp_path)
+    assert done.returncode == 2 and "set MLFLOW_TRACKING_USERNAME" in done.stderr
+    words = ("run", "--suite", "smoke", "--methods", "location_prior", "--executor", "local", "--runs-dir", tmp_path)
+    told = bench(*words, MLFLOW_TRACKING_URI=secret)
+    assert told.returncode == 0 and "MLflow at http://***@127.0.0.1:9 is not reachable" in told.stderr
+    assert "s3cret" not in done.stderr + done.stdout + told.stderr + told.stdout
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size < 2**20]
+    assert files and not [file for file in files if b"s3cret" in file.read_bytes()]
 
 
 def test_a_store_that_cannot_be_made_is_a_warning(tmp_path, capsys):

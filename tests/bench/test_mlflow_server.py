@@ -1,0 +1,176 @@
+"""A real `mlflow server` on a real PostgreSQL, both started here: eight trials at once, and a server that goes away."""
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bench import tracking
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+DEADLINE = 180  # seconds for a server to answer; MLflow makes its tables first
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BINARIES, reason="needs PostgreSQL (apt install postgresql)"),
+]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """The URI of an empty PostgreSQL database."""
+    pytest.importorskip("psycopg2", reason="MLflow reaches PostgreSQL through psycopg2-binary")
+    # PostgreSQL does not run as root, and its user does not see pytest's folders
+    user = {}
+    if os.geteuid() == 0:
+        try:
+            entry = pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    folder = Path("/tmp") / f"boltzbench-postgres-{os.getpid()}"
+    folder.mkdir()
+    if user:
+        os.chown(folder, user["user"], user["group"])
+    binaries, port = BINARIES[-1].parent, free_port()
+    run = {"cwd": folder, "stdout": subprocess.DEVNULL, **user}
+    server = None
+    try:
+        subprocess.run([binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "mlflow"], check=True, **run)
+        options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", folder / "data", *options], stderr=subprocess.DEVNULL, **run
+        )
+        create = [binaries / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"]
+        wait_until(lambda: subprocess.run(create, stderr=subprocess.DEVNULL, **run).returncode == 0, server)
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Server:
+    """`mlflow server` that can be stopped and started again on the same port."""
+
+    def __init__(self, database, folder):
+        self.port, self.process = free_port(), None
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+        self.command += ["--artifacts-destination", str(folder), "--port", str(self.port), "--workers", "2"]
+
+    def start(self):
+        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **quiet)
+        wait_until(self._answers, self.process)
+
+    def _answers(self):
+        try:
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=2).status == 200
+        except OSError:
+            return False
+
+    def stop(self):
+        if self.process is not None:
+            os.killpg(self.process.pid, 15)
+            self.process.wait(timeout=60)
+            self.process = None
+
+
+def wait_until(true, process):
+    deadline = time.time() + DEADLINE
+    while not true():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.3)
+
+
+@pytest.fixture
+def server(database, tmp_path):
+    found = Server(database, tmp_path / "artifacts")
+    found.start()
+    yield found
+    found.stop()
+
+
+def curves_in_folder(run_dir):
+    found = {}
+    for line in (run_dir / "history.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name in row.keys() - {"step", "time"}:
+            found.setdefault(name, []).append((row["step"], row[name]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def curves_in_mlflow(uri, run_dir, names):
+    client = tracking.client(uri)
+    status = json.loads((run_dir / "status.json").read_text())
+    history = {name: client.get_metric_history(status["in_mlflow"], name) for name in names}
+    return {name: sorted((point.step, point.value) for point in points) for name, points in history.items()}
+
+
+def command(words, data, runs):
+    words = ["run", "--suite", "smoke", "--data", data, "--runs-dir", runs, *words]
+    return [sys.executable, "-m", "bench", *map(str, words)]
+
+
+def test_eight_trials_at_once_lose_nothing(server, squares, tmp_path):
+    """Eight commands of one trial each, at once, whatever the number of cores."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = ["--methods", "boltzformer", "--executor", "local", "--tracking-uri", server.uri, "--seeds"]
+    running = [
+        subprocess.Popen(
+            command([*words, seed, "--name", f"of{seed}"], squares, tmp_path / "runs"),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for seed in range(8)
+    ]
+    for process in running:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0 and "warning" not in output, output[-2000:]
+    runs = sorted(tmp_path.glob("runs/of*/boltzformer-*"))
+    assert len(runs) == 8
+    for run_dir in runs:
+        curves = curves_in_folder(run_dir)
+        assert curves_in_mlflow(server.uri, run_dir, curves) == curves
+
+
+def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(server, squares, tmp_path):
+    """Away from the first steps on, and back before the suite is asked for again."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
+    words = command(["--methods", "boltzformer,location_prior", "--executor", "local"], squares, tmp_path / "runs")
+    running = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + DEADLINE
+    while not any(tmp_path.glob("runs/*/boltzformer-*/resume-*.pt")):
+        assert running.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    server.stop()
+    output = running.communicate(timeout=300)[0]
+    assert running.returncode == 0, output[-2000:]
+    (run_dir,) = tmp_path.glob("runs/*/boltzformer-*")
+    assert "in_mlflow" not in json.loads((run_dir / "status.json").read_text())
+    server.start()
+    again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "0 of 2 trials to run" in again.stdout, again.stdout + again.stderr
+    curves = curves_in_folder(run_dir)
+    assert len(curves) == 5
+    assert curves_in_mlflow(server.uri, run_dir, curves) == curves

@@ -1,0 +1,141 @@
+"""What a run folder has is in MLflow in the end, once, whatever was sent on the way; a real store."""
+
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench import tracking
+from bench.data.dataset import load_dataset
+from bench.data.splits import make_splits
+from bench.execute import execute, run_state
+from bench.methods import make_spec
+from bench.publish import _test_metrics, publish, publish_rest
+from bench.runlog import RunLog
+from bench.tracking import Tracker, initialize_store
+from experiments import SUITES
+from experiments.profiles import PROFILES
+
+AWAY = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The URI of a new SQLite store; making its tables takes seconds, so the tests share it."""
+    runs = tmp_path_factory.mktemp("runs")
+    uri = f"sqlite:///{runs / 'mlflow.db'}"
+    assert initialize_store(uri, runs)
+    return uri
+
+
+@pytest.fixture
+def suite(squares, tmp_path):
+    """A suite folder, and the specs of two quick trials."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    splits = make_splits([load_dataset(squares)])
+    splits.save(folder / "splits.json")
+    (folder / "suite.json").write_text(json.dumps({"phantom": False, "data": {"squares": str(squares)}}))
+    names = [("location_prior", "-"), ("boltzformer", "hiera_xt")]
+    return folder, [make_spec(SUITES["smoke"], PROFILES["smoke"], *name, 0, splits.hash) for name in names]
+
+
+def mlflow_run(uri, key):
+    client = tracking.client(uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    (run,) = client.search_runs([experiment], f"tags.bench_key = '{key}'")
+    return client, run
+
+
+def all_points(client, run):
+    """{name: [(step, value), ...]} of everything that MLflow has of a run, points that are there twice too."""
+    return {
+        name: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, name))
+        for name in run.data.metrics
+    }
+
+
+def in_folder(run_dir):
+    found = {}
+    for line in (run_dir / "history.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name in row.keys() - {"step", "time"}:
+            found.setdefault(name, []).append((row["step"], row[name]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def test_runs_without_mlflow_are_sent_later_and_once(suite, store):
+    folder, specs = suite
+    for spec in specs:
+        execute(spec, folder, AWAY)
+        assert run_state(folder / spec.run_id)["state"] == "finished"
+        assert "in_mlflow" not in run_state(folder / spec.run_id)
+    parent = Tracker(store, "suite later", "suite")
+    for _ in range(2):
+        publish_rest(folder, specs, store, parent.run_id)
+    for spec in specs:
+        run_dir = folder / spec.run_id
+        client, run = mlflow_run(store, f"{spec.hash} suite")
+        assert run_state(run_dir)["in_mlflow"] == run.info.run_id
+        assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.run_id
+        assert run.data.tags["budget"] == run_state(run_dir)["fit"]["budget"]
+        sent = all_points(client, run)
+        curve = in_folder(run_dir) if (run_dir / "history.jsonl").exists() else {}
+        assert {name: sent[name] for name in curve} == curve
+        assert len(sent["test_dice"]) == len(sent["train_seconds"]) == 1
+        files = {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert {"records.parquet", "spec.json", "env.json", "status.json"} <= files
+
+
+def test_a_run_that_sends_as_it_goes_is_there_as_the_folder_says(suite, store):
+    folder, (_, spec) = suite
+    folder = folder.rename(folder.with_name("as it goes"))
+    execute(spec, folder, store)
+    client, run = mlflow_run(store, f"{spec.hash} as it goes")
+    sent, curve = all_points(client, run), in_folder(folder / spec.run_id)
+    assert {name: sent[name] for name in curve} == curve and len(curve) == 5
+    assert run_state(folder / spec.run_id)["in_mlflow"] == run.info.run_id
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arrived=st.lists(st.booleans(), min_size=12, max_size=12), cut=st.integers(0, 12))
+def test_whatever_arrived_before_a_kill(arrived, cut, store, tmp_path_factory):
+    """A trial logs 12 points of which MLflow gets some, is killed after `cut`, and goes on from there."""
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
+    key = f"killed {run_dir.parent.name}"
+    for first, last in ((0, cut), (max(0, cut - 2), 12)):  # the second start repeats two steps
+        tracker = Tracker(store, key, "run")
+        log = RunLog(run_dir, tracker)
+        for step in range(first, last):
+            log.metrics(step, train_loss=float(step))
+            if not arrived[step]:
+                tracker._pending.clear()  # the kill came before they were sent
+        tracker.flush()
+    (run_dir / "status.json").write_text(json.dumps({"state": "interrupted", "ended": "2026-01-01T00:00:00+00:00"}))
+    assert publish(run_dir, tracker)
+    client, run = mlflow_run(store, key)
+    assert all_points(client, run) == in_folder(run_dir) == {"train_loss": [(s, float(s)) for s in range(12)]}
+    assert run.info.status == "KILLED"
+
+
+def test_metrics_for_mlflow_by_hand(tmp_path):
+    """Two data sets, one with a small and a large object; names that MLflow takes."""
+    row = {"fp": 0, "fn": 0, "height": 10, "width": 100}
+    records = [
+        row | {"dataset": "MSD-Lung", "tp": 5, "area_px": 5},
+        row | {"dataset": "MSD-Lung", "tp": 10, "fn": 10, "area_px": 20},
+        row | {"dataset": "mine (2)", "tp": 0, "fn": 4, "area_px": 4},
+    ]
+    pd.DataFrame(records).fillna(0).to_parquet(tmp_path / "records.parquet")
+    assert _test_metrics(tmp_path / "records.parquet") == pytest.approx(
+        {
+            "test_dice": (1 + 2 / 3 + 0) / 3,
+            "dice/MSD-Lung": (1 + 2 / 3) / 2,
+            "dice/mine _2_": 0,
+            "dice/small/MSD-Lung": 1,
+            "dice/small/mine _2_": 0,
+            "dice/large/MSD-Lung": 2 / 3,
+        }
+    )

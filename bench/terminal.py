@@ -23,7 +23,7 @@ def terminal_console() -> Console:
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Callable[[float, float], None]]:
+def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar while it is open, moved by calls with (done, total)."""
     from rich.progress import Progress
 
@@ -38,12 +38,12 @@ class BarLog:
     The bar counts `steps` pieces of work, of which this is the one after the first `done`.
     """
 
-    def __init__(self, on_progress: Callable[[float, float], None], done: int = 0, steps: int = 1):
+    def __init__(self, on_progress: Callable[[int, int], None], done: int = 0, steps: int = 1):
         self.on_progress, self.done, self.steps = on_progress, done, steps
 
     def progress(self, phase: str, step: int, total: int) -> None:
         """Moves the bar; the phase is not shown."""
-        self.on_progress(self.done + step / max(1, total), self.steps)
+        self.on_progress(self.done * total + step, self.steps * total)
 
     def metrics(self, step: int, **values: float) -> None:
         """Nothing."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.atomic import read_json
 from bench.errors import UserError, unknown_name
 from bench.spec import RunSpec, Weights, sha256_of
-from bench.suite_folder import read_suite
 
 if TYPE_CHECKING:
     from bench.plan import Choice
@@ -106,8 +106,9 @@ def find_own_weights(asked: Sequence[str], choice: Choice) -> dict[str, WeightsF
 
 def own_weights_path(spec: RunSpec, suite_dir: Path) -> Path:
     """Where the method's own weights of a run are, as suite.json says; raises as `same_file`."""
-    paths = read_suite(suite_dir).get("own_weights", {})
-    if spec.method not in paths:
+    content = read_json(suite_dir / "suite.json", "run `bench run` again")
+    paths = content.get("own_weights") if isinstance(content, dict) else None
+    if not isinstance(paths, dict) or not isinstance(paths.get(spec.method), str):
         raise UserError(f"{suite_dir / 'suite.json'} names no weights of {spec.method}: run the suite again with them")
     return same_file(Path(paths[spec.method]), spec.own_weights, f"--weights {spec.method}=FILE")
 

@@ -21,6 +21,7 @@ from bench.external_commands import evaluate, import_results
 from bench.options import RunsDir
 from bench.predict_command import predict
 from bench.terminal import progress_bar, terminal_console, text_table
+from bench.tune_command import tune
 from bench.verify_command import verify
 
 HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
@@ -29,6 +30,7 @@ HELP = """Train and compare text-prompted segmentation decoders for small object
 First steps:
   bench run --suite smoke      everything once, tiny, in about 3 minutes
   bench run --suite main       the comparison; the profile is chosen from the hardware
+  bench tune boltzformer       learning rate and weight decay, by validation
   bench ablate temperature     what a part of BoltzFormer is worth, the paper's numbers beside
   bench report main            the tables and figures again
   bench predict --help         a trained model on an image of your own
@@ -82,6 +84,12 @@ def run(
         ),
     ] = None,
     splits: options.Splits = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="By the recipes that `bench tune` has found for these methods and data.")
+    ] = False,
+    tuned_from: Annotated[
+        Path | None, typer.Option(help="The same, from this folder of `bench tune`.", metavar="DIR")
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     dry_run: options.DryRun = False,
 ) -> None:
@@ -102,6 +110,7 @@ def run(
       bench run --suite main --address auto
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
       bench run --suite main --weights biomedparse=biomedparse_v1.pt
+      bench run --suite main --methods boltzformer,sam --tuned
     """
     from bench import run as driver
     from bench.plan import Request
@@ -121,6 +130,8 @@ def run(
         backbone_weights=backbone_weights,
         weights=tuple(weights or ()),
         splits=splits,
+        tuned=tuned or tuned_from is not None,
+        tuned_from=tuned_from,
     )
     work = driver.dry_run if dry_run else driver.run
     raise typer.Exit(work(request, terminal_console()))
@@ -169,6 +180,8 @@ def _suite_folder(name: str, runs_dir: Path) -> Path:
         known = [path.parent.name for path in sorted(runs_dir.glob("*/suite.json"))]
         have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
         raise UserError(f"no suite.json in {folder}: {have}")
+    if any(folder.glob("search-*.json")):
+        raise UserError(f"{folder} is a search of `bench tune`, without scores on test: see tuned-*.json in it")
     return folder
 
 
@@ -261,6 +274,7 @@ def profile(
 
 
 app.command()(ablate)
+app.command()(tune)
 app.command()(evaluate)
 app.command()(import_results)
 app.command()(verify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from bench.data.splits import Splits
     from bench.tracking import Tracker
+
+# (spec, suite folder, run folder, tracker, spread) -> the FitSummary as a dict
+Work = Callable[[RunSpec, Path, Path, "Tracker | None", Spread | None], dict[str, Any]]
 
 
 def run_state(run_dir: Path) -> dict[str, Any]:
@@ -68,12 +71,14 @@ def execute(
     tracking_uri: str | None = None,
     parent: str | None = None,
     spread: Spread | None = None,
+    work: Work | None = None,
 ) -> str:
     """Runs one trial in `suite_dir`/<run id>, unless it is finished; "finished", "skipped" or "failed".
 
     An exception of the method ends in status.json (state "failed", the error in one line) and error.txt (the
     traceback), never in the caller: the other trials go on. Ctrl-C is passed on, with state "interrupted". `spread`
-    runs the parts of a method that has some; None leaves it to the method, one after the other.
+    runs the parts of a method that has some; None leaves it to the method, one after the other. `work` is what
+    the trial does: by default it fits on train and validation, then predicts test.
 
     A trial that was killed or interrupted goes on from its newest checkpoint, to the same weights and records; one
     whose method failed begins anew, for what made it fail may have been mended.
@@ -100,12 +105,10 @@ def execute(
     try:
         tracker = tracker_of(spec, suite_dir, tracking_uri, parent, fresh)
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
-            status["fit"] = _fit_and_predict(spec, suite_dir, run_dir, tracker, spread)
+            status["fit"] = (work or _fit_and_predict)(spec, suite_dir, run_dir, tracker, spread)
             status["files"] = files_left(run_dir)
     except Exception as error:
-        # what the user can mend: a mistake in the data or options, or a full disk
-        mendable = isinstance(error, UserError) or full_disk(error) is not None
-        status |= {"state": "failed", "error": _one_line(error), "user_error": mendable}
+        status |= failure_of(error)
         # a full disk must not hide the reason: the status is the shorter of the two, and written in any case
         with contextlib.suppress(OSError):
             write_text(run_dir / "error.txt", traceback.format_exc())
@@ -118,6 +121,13 @@ def execute(
         status["state"] = "finished"
     _end(run_dir, status, started, tracker)
     return status["state"]
+
+
+def failure_of(error: BaseException) -> dict[str, Any]:
+    """What status.json says of a trial that ended with `error`."""
+    # what the user can mend: a mistake in the data or options, or a full disk
+    mendable = isinstance(error, UserError) or full_disk(error) is not None
+    return {"state": "failed", "error": _one_line(error), "user_error": mendable}
 
 
 def _goes_on(before: dict[str, Any], spec: RunSpec) -> bool:

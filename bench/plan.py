@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bench.data.check import Problem
     from bench.data.dataset import Dataset
     from bench.data.splits import Splits
+    from bench.tuned import Tuned
 
 NOT_YET = "-" * 10  # stands for the split hash while the phantom is not generated
 SHOWN_PROBLEMS = 20  # of one kind in one data set
@@ -56,6 +57,10 @@ class Request:
     values: tuple[str, ...] | None = None  # of the one ablation
     address: str | None = None  # of a Ray cluster
     tracking_uri: str | None = None  # of MLflow's store
+    space: tuple[str, ...] | None = None  # of `bench tune`, as written; () is the profile's grid
+    trials: int | None = None  # configurations of the space
+    tuned: bool = False  # by the recipes that `bench tune` found
+    tuned_from: Path | None = None  # its folder
 
     @property
     def command(self) -> str:
@@ -65,14 +70,24 @@ class Request:
             words = ["bench", "ablate", self.ablations[0] if len(self.ablations) == 1 else "all"]
             words += ["--values", ",".join(self.values)] if self.values is not None else []
             words += ["--suite", self.suite] if self.suite != "main" else []
+        if self.space is not None:
+            words = ["bench", "tune", *(self.methods or ()), "--suite", self.suite]
+        for text in self.space or ():
+            words += ["--space", text]
+        words += ["--tuned"] if self.tuned and self.tuned_from is None else []
         for folder in self.data:
             words += ["--data", str(folder)]
         for weights in self.weights:
             words += ["--weights", weights]
-        lists = {"--methods": self.methods, "--backbones": self.backbones, "--seeds": self.seeds}
+        methods = self.methods if self.space is None else None
+        seeds = self.seeds if self.space is None else None
+        lists = {"--methods": methods, "--backbones": self.backbones, "--seeds": seeds}
         texts = {"--profile": self.profile, "--name": self.name, "--backbone-weights": self.backbone_weights}
         texts["--splits"] = str(self.splits) if self.splits is not None else None
         texts |= {option: ",".join(map(str, values)) for option, values in lists.items() if values is not None}
+        texts |= {"--seed": str(self.seeds[0])} if self.space is not None and self.seeds else {}
+        texts |= {"--trials": str(self.trials)} if self.trials is not None else {}
+        texts |= {"--tuned-from": str(self.tuned_from)} if self.tuned_from is not None else {}
         texts |= {"--address": self.address, "--tracking-uri": self.tracking_uri}
         texts["--executor"] = self.executor if self.executor != "ray" else None
         texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
@@ -110,6 +125,7 @@ class Plan:
     ablations: dict[str, dict[str, str]]  # name -> value as shown -> row (RunSpec.row)
     weights: WeightsFile | None = None
     own_weights: dict[str, WeightsFile] = field(default_factory=dict)  # by method
+    tuned: dict[tuple[str, str], Tuned] | None = None  # by method and backbone; None: the profile's recipe
 
     @property
     def split_hash(self) -> str:
@@ -133,6 +149,8 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     if request.ablations:
         scale = "" if suite.profile is None else f"-{suite.name}"
         suite = ABLATIONS_OF_BOLTZFORMER.model_copy(update={"name": f"ablate{scale}", "profile": suite.profile})
+    if request.space is not None:
+        suite = suite.model_copy(update={"name": f"{suite.name}-tune", "title": "Search of hyper-parameters"})
     hardware = hardware or _hardware(request)
     if request.profile is not None:
         name, reason = request.profile, "asked for"
@@ -210,6 +228,8 @@ def make_plan(
     """Splits the data sets and lists the trials; `datasets` None is a phantom that is not generated yet."""
     from bench.data.splits import load_splits, make_splits
     from bench.methods import METHODS, make_spec
+    from bench.search import configured, space_of
+    from bench.tuned import read_tuned, tuned_specs
 
     splits = None
     if datasets is not None:
@@ -239,15 +259,22 @@ def make_plan(
         for backbone in (choice.backbones if METHODS[method].uses_backbone else ("-",))
         for seed in choice.seeds
     ]
-    parts = [choice.suite.name, *(data.name for data in datasets or () if not data.phantom)]
+    parts = [data.name for data in datasets or () if not data.phantom]
     parts += [choice.phantom] if choice.phantom != "phantom" else []
     parts += [] if weights is None else [weights.path.stem]
-    name = request.name or "-".join(parts)
+    tuned = None
+    if request.tuned:
+        found_in = request.tuned_from or request.runs_dir / "-".join([f"{choice.suite.name}-tune", *parts])
+        tuned = read_tuned(found_in)
+        specs = tuned_specs(specs, tuned, found_in)
+    name = request.name or "-".join([choice.suite.name, *(["tuned"] if request.tuned else []), *parts])
     if Path(name).name != name or name.startswith(".") or name in ("data", "mlartifacts", "mlflow.db"):
         raise UserError(f"--name {name!r} cannot be a folder of {request.runs_dir}: choose a plain name")
     specs, ablations = _with_variants(specs, request)
+    if request.space is not None:
+        specs = configured(specs, space_of(request.space, choice.profile), request.trials)
     folder = (request.runs_dir / name).resolve()
-    return Plan(choice, folder, splits, work, tuple(specs), ablations, weights, own_weights)
+    return Plan(choice, folder, splits, work, tuple(specs), ablations, weights, own_weights, tuned)
 
 
 def _with_variants(specs: Sequence[RunSpec], request: Request) -> tuple[list[RunSpec], dict[str, dict[str, str]]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first
-from bench.execute import is_finished, leave_out, mark_interrupted, run_state
+from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
 from bench.plan import (
     Choice,
     Plan,
@@ -31,6 +31,7 @@ from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
 from bench.spec import RunSpec
 from bench.stopping import stoppable
 from bench.suite_folder import read_suite
+from bench.tuned import with_tuning
 from bench.weights import WeightsFile, find_own_weights, find_weights
 
 if TYPE_CHECKING:
@@ -48,15 +49,9 @@ def dry_run(request: Request, console: Console) -> int:
     """
     from bench.data.storage import is_url
 
-    choice = choose(request)
-    phantom = phantom_folder(request, choice)
-    folders = choice.folders or (tuple(_subfolders(phantom)) if phantom.is_dir() else ())
-    sound, weights, own_weights = _preflight(request, choice, folders, console)
-    if not sound:
+    plan = prepare_dry(request, console)
+    if plan is None:
         return USER_ERROR
-    plan = make_plan(choice, request, _load(request, folders) if folders else None, weights, own_weights)
-    if folders:
-        check_folder(plan, request.runs_dir)
     plan = _with_kept(plan)
     show(plan, console, missing(plan))
     written = "only the copy of remote data" if any(map(is_url, request.data)) else "nothing"
@@ -70,16 +65,9 @@ def run(request: Request, console: Console) -> int:
 
     UserError: unknown names, data or weights that cannot be used, a folder of another split, a second run on it.
     """
-    _store(request)  # told before any work
-    choice = choose(request)
-    sound, weights, own_weights = _preflight(request, choice, choice.folders, console)
-    if not sound:
+    plan = prepare(request, console)
+    if plan is None:
         return USER_ERROR
-    if not choice.folders and not phantom_folder(request, choice).is_dir():
-        show_first(make_plan(choice, request, None), console)
-    datasets = _load(request, choice.folders or _phantom(request, choice, console))
-    plan = make_plan(choice, request, datasets, weights, own_weights)
-    check_folder(plan, request.runs_dir)
     plan = _with_kept(plan)
     with locked(plan.folder):
         todo = missing(plan)
@@ -87,23 +75,61 @@ def run(request: Request, console: Console) -> int:
         write_suite(plan, request)
         for spec, reason in left_out(plan).items():
             leave_out(spec, plan.folder / spec.run_id, reason)
-        with _tracking(plan, request) as (uri, parent):
+        with tracking(plan, request) as (uri, parent):
             try:
                 with stoppable(plan.folder):
-                    _train(plan, request, todo, console, uri, parent)
+                    train(plan, request, todo, console, uri, parent)
             except KeyboardInterrupt:
-                print(
-                    "\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n"
-                    f"  {request.command}",
-                    file=sys.stderr,
-                )
-                return STOPPED
+                return stopped(request)
             if parent is not None:
-                publish_rest(plan.folder, plan.specs, _store(request), parent.run_id)
-            failed = _failures(plan, console)
+                publish_rest(plan.folder, plan.specs, store(request), parent.run_id)
+            failed = failures(plan, console)
             _report(plan, console, parent)
             if parent is not None:
                 parent.finish("FAILED" if failed else "FINISHED")
+    return exit_code(plan, failed)
+
+
+def prepare(request: Request, console: Console) -> Plan | None:
+    """The plan on its data, with the phantom generated where it is wanted; None where data problems, told, stop it."""
+    store(request)  # told before any work
+    choice = choose(request)
+    sound, weights, own_weights = _preflight(request, choice, choice.folders, console)
+    if not sound:
+        return None
+    if not choice.folders and not phantom_folder(request, choice).is_dir():
+        show_first(make_plan(choice, request, None), console)
+    datasets = _load(request, choice.folders or _phantom(request, choice, console))
+    plan = make_plan(choice, request, datasets, weights, own_weights)
+    check_folder(plan, request.runs_dir)
+    return plan
+
+
+def prepare_dry(request: Request, console: Console) -> Plan | None:
+    """The same and nothing written: a phantom that is not there is left out."""
+    choice = choose(request)
+    phantom = phantom_folder(request, choice)
+    folders = choice.folders or (tuple(_subfolders(phantom)) if phantom.is_dir() else ())
+    sound, weights, own_weights = _preflight(request, choice, folders, console)
+    if not sound:
+        return None
+    plan = make_plan(choice, request, _load(request, folders) if folders else None, weights, own_weights)
+    if folders:
+        check_folder(plan, request.runs_dir)
+    return plan
+
+
+def stopped(request: Request) -> int:
+    """Tells how to go on after Ctrl-C; the exit code."""
+    print(
+        f"\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n  {request.command}",
+        file=sys.stderr,
+    )
+    return STOPPED
+
+
+def exit_code(plan: Plan, failed: Sequence[RunSpec]) -> int:
+    """0 where nothing `failed`, 2 where the user can mend all that did, else 1."""
     if not failed:
         return 0
     mendable = all(run_state(plan.folder / spec.run_id).get("user_error") for spec in failed)
@@ -141,7 +167,9 @@ def check_folder(plan: Plan, runs_dir: Path) -> None:
         "suite": plan.choice.suite.name,
         "profile": plan.choice.profile.name,
         "split_hash": plan.split_hash,
+        "tuned": plan.tuned is not None,
     }
+    there.setdefault("tuned", False)
     for field, value in here.items():
         if there.get(field) != value:
             raise UserError(f"{file} has {field} {there.get(field)!r}, this run {value!r}: {fix}")
@@ -165,6 +193,7 @@ def write_suite(plan: Plan, request: Request) -> None:
         "title": plan.choice.suite.title,
         "profile": plan.choice.profile.name,
         "split_hash": plan.split_hash,
+        "tuned": plan.tuned is not None,
         "command": request.command,
         "phantom": plan.splits.phantom,
         "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
@@ -228,6 +257,9 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
         base = make_spec(
             choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash, weights, own
         )
+        if plan.tuned is not None and base.recipe is not None:
+            key = (spec.method, spec.backbone)
+            return with_tuning(base, plan.tuned[key]) if key in plan.tuned else None
         if spec.variant is None:
             return base
         ablation = ABLATIONS.get(spec.variant.partition("=")[0])
@@ -355,19 +387,20 @@ def _report_problems(folders: Sequence[Path], console: Console, leaks_settled: b
     return fatal
 
 
-def _store(request: Request) -> str:
+def store(request: Request) -> str:
+    """The URI of MLflow's store. UserError where it cannot be one."""
     from bench.tracking import store_uri
 
     return store_uri(request.runs_dir.resolve(), request.tracking_uri)
 
 
 @contextlib.contextmanager
-def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracker | None]]:
+def tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracker | None]]:
     """The trials' store, made before any worker starts, and the suite's parent run; (None, None) without MLflow."""
     from bench import environment
     from bench.tracking import Tracker, initialize_store
 
-    uri = _store(request)
+    uri = store(request)
     if not initialize_store(uri, request.runs_dir.resolve()):
         yield None, None
         return
@@ -393,14 +426,16 @@ def _tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracke
             tracker.finish("KILLED")
 
 
-def _train(
+def train(
     plan: Plan,
     request: Request,
     todo: Sequence[RunSpec],
     console: Console,
     uri: str | None,
     parent: Tracker | None,
+    work: Work | None = None,
 ) -> None:
+    """Runs the trials `todo` by the executor asked for, with the live display; `work` is that of `execute`."""
     if not todo:
         return
     from bench import tuning
@@ -418,12 +453,12 @@ def _train(
     shown = [spec for spec in plan.specs if spec not in left_out(plan)]
     with Display(console, plan.folder, shown, expected, count, title):
         if request.executor == "local":
-            tuning.run_trials_here(todo, plan.folder, uri, parent_id)
+            tuning.run_trials_here(todo, plan.folder, uri, parent_id, work)
         else:
-            tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id, request.address)
+            tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id, request.address, work)
 
 
-def _failures(plan: Plan, console: Console) -> list[RunSpec]:
+def failures(plan: Plan, console: Console) -> list[RunSpec]:
     """The trials that did not finish, each told with its reason and where the traceback is."""
     without = left_out(plan)
     failed = [

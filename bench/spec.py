@@ -135,6 +135,7 @@ ADDED = (
     ("model", "compare_per_head", False),
     ("model", "annealing", "inverse"),
     (None, "variant", None),
+    (None, "tuning", None),
 )
 
 
@@ -154,6 +155,7 @@ class RunSpec(Frozen):
     own_weights: Weights | None = None  # of the method itself (`bench run --weights METHOD=FILE`)
     origin: Origin | None = None  # of a row that was not run here
     variant: str | None = None  # "temperature=0.25": a value of an ablation that is not the profile's own
+    tuning: str | None = None  # how `bench tune` found the recipe: "12 configurations x 450 steps, ASHA"
 
     @property
     def hash(self) -> str:

@@ -212,7 +212,7 @@ def given_by_recipe(model: nn.Module, spec: RunSpec, images_seen: int) -> dict[s
         "augmentation": "crops and quarter turns (A.5)" if recipe.augment else "none",
         "loss": "Dice and binary cross-entropy" if own_loss is None else inspect.getdoc(own_loss).splitlines()[0],
         "selection": f"lowest validation loss, every {recipe.validate_every} steps",
-        "tuning": "none",
+        "tuning": spec.tuning or "none",
     }
 
 

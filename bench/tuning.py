@@ -26,7 +26,7 @@ from bench.cluster import check_nodes, connected_hardware, our_code, reach
 from bench.environment import NODE, Hardware
 from bench.errors import UserError
 from bench.estimate import resources
-from bench.execute import execute, mark_interrupted, run_state
+from bench.execute import Work, execute, mark_interrupted, run_state
 from bench.interface import Spread
 from bench.spec import Profile, RunSpec
 from bench.stopping import stop_requested
@@ -62,9 +62,10 @@ def run_trials(
     tracking_uri: str | None = None,
     parent: str | None = None,
     address: str | None = None,
+    work: Work | None = None,
 ) -> None:
     """Runs every spec once, in the order given, as many side by side as the profile's resources allow, on this machine
-    or on the Ray cluster at `address`.
+    or on the Ray cluster at `address`. `work` is that of `execute`.
 
     Returns when all have ended, however they ended: status.json in each run folder says how.
     KeyboardInterrupt stops the trials at once, marks them "interrupted" and is passed on; it is raised, too, when the
@@ -82,7 +83,7 @@ def run_trials(
         with place:
             if address:
                 check_nodes(suite_dir)
-            _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace)
+            _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
             mark_interrupted(suite_dir / spec.run_id)
@@ -90,13 +91,17 @@ def run_trials(
 
 
 def run_trials_here(
-    specs: Sequence[RunSpec], suite_dir: Path, tracking_uri: str | None = None, parent: str | None = None
+    specs: Sequence[RunSpec],
+    suite_dir: Path,
+    tracking_uri: str | None = None,
+    parent: str | None = None,
+    work: Work | None = None,
 ) -> None:
     """The same in this process, one after the other: for debuggers, tests and machines where Ray does not
     start.
     """
     for spec in specs:
-        execute(spec, suite_dir, tracking_uri, parent)
+        execute(spec, suite_dir, tracking_uri, parent, work=work)
 
 
 def _threads(cpus: float) -> dict[str, str]:
@@ -162,6 +167,7 @@ def _fit(
     tracking_uri: str | None,
     parent: str | None,
     grace: float,
+    work: Work | None,
 ) -> None:
     from ray import tune
 
@@ -171,13 +177,14 @@ def _fit(
     hardware = connected_hardware()
     reserved = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
     spread = partial(_spread, resources(profile.cpus_per_expert, profile.gpus_per_expert, 0, hardware))
-    trainable = _trainable([spec.model_dump_json() for spec in specs], str(suite_dir), tracking_uri, parent, spread)
+    texts = [spec.model_dump_json() for spec in specs]
+    trainable = _trainable(texts, str(suite_dir), tracking_uri, parent, spread, work)
     waits = [METHODS[spec.method].spreads for spec in specs]
     tuner = tune.Tuner(
         # a trial that holds a core while it waits for its experts would leave them none
         tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else reserved),
         param_space={"trial": tune.grid_search(list(range(len(specs))))},
-        tune_config=tune.TuneConfig(num_samples=1),  # no scheduler: a benchmark stops no trial early
+        tune_config=tune.TuneConfig(num_samples=1),  # no scheduler: `bench.tune` stops by the files
         run_config=tune.RunConfig(
             name=suite_dir.name,
             storage_path=str(storage),
@@ -212,7 +219,12 @@ def _fit(
 
 
 def _trainable(
-    texts: list[str], suite_dir: str, tracking_uri: str | None, parent: str | None, spread: Spread
+    texts: list[str],
+    suite_dir: str,
+    tracking_uri: str | None,
+    parent: str | None,
+    spread: Spread,
+    work: Work | None,
 ) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries."""
 
@@ -225,7 +237,7 @@ def _trainable(
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
         try:
-            execute(spec, Path(suite_dir), tracking_uri, parent, spread)
+            execute(spec, Path(suite_dir), tracking_uri, parent, spread, work)
         except PartLost as error:
             raise RuntimeError(str(error)) from None  # Tune begins the trial again
         except KeyboardInterrupt:

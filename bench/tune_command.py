@@ -1,0 +1,95 @@
+"""`bench tune`: learning rate and weight decay of a decoder, by validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import options
+from bench.errors import UserError
+from bench.terminal import terminal_console
+
+
+def tune(
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="One that shares the recipe, e.g. boltzformer or sam.", metavar="METHOD", show_default=False
+        ),
+    ],
+    suite: Annotated[str, typer.Option(help="The suite whose data and scale are used: main or smoke.")] = "main",
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is searched, a field each: lr=1e-4,1e-3 or lr=log:1e-5..1e-3 (with --trials) of learning_rate "
+            "(lr), weight_decay, warmup_steps, clip_norm. Or paper, the grid of A.4. Default: the profile's.",
+            metavar="FIELD=VALUES",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="So many configurations, drawn at random; default: all of a grid.", metavar="N")
+    ] = None,
+    data: options.Data = None,
+    profile: options.Profile = None,
+    backbones: options.Backbones = None,
+    seed: Annotated[int, typer.Option(help="Of the trainings and of the order of configurations.", min=0)] = 0,
+    executor: options.ExecutorChoice = options.Executor.ray,
+    address: options.Address = None,
+    tracking_uri: options.TrackingUri = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder under runs/; default: the suite, tune and the data sets' names.")
+    ] = None,
+    backbone_weights: options.BackboneWeights = None,
+    splits: options.Splits = None,
+    runs_dir: options.RunsDir = Path("runs"),
+    dry_run: options.DryRun = False,
+) -> None:
+    """Search learning rate and weight decay of METHOD on validation; `bench run --tuned` then uses what was found.
+
+    The test split is not seen: a configuration is trained on train and judged by its lowest validation loss. After a
+    ninth and after a third of the steps about the best third goes on and the others stop (ASHA, by the configurations
+    that came so far before). Side by side, which ones stop depends on which are faster; --executor local repeats.
+
+    \b
+    The grid of the paper's A.4 (profiles gpu and paper, or --space paper):
+      learning rate 2e-5, 4e-5, 5e-5, 1e-4; weight decay 1e-4, 1e-3, 1e-2
+    Those rates are for large pre-trained models; the grid of the profiles laptop and smoke, which train small ones from
+    random weights in few steps:
+      learning rate 2.5e-4, 5e-4, 1e-3, 2e-3; weight decay 1e-4, 1e-3, 1e-2
+
+    Writes tuned-METHOD-BACKBONE.json with every configuration and its curve. Stop it at any time: the same command goes
+    on. Give every method of a comparison the same search: `bench run --tuned` refuses others.
+
+    \b
+    Examples:
+      bench tune boltzformer
+      bench tune sam --space lr=1e-4,1e-3 --space weight_decay=0.01
+      bench tune seem --space lr=log:1e-4..1e-2 --trials 8 --data data/openkbp --dry-run
+      bench run --suite main --methods boltzformer,sam --tuned
+    """
+    from bench import tune as driver
+    from bench.plan import Request
+
+    if seed >= 2**32:
+        raise UserError(f"--seed {seed}: a seed is less than 2 to the power of 32")
+    request = Request(
+        suite=suite,
+        data=tuple(data or ()),
+        profile=profile,
+        methods=(method,),
+        backbones=options.names(backbones),
+        seeds=(seed,),
+        executor=executor.value,
+        address=address,
+        tracking_uri=tracking_uri,
+        name=name,
+        runs_dir=runs_dir,
+        backbone_weights=backbone_weights,
+        splits=splits,
+        space=tuple(space or ()),
+        trials=trials,
+    )
+    work = driver.dry_run if dry_run else driver.tune
+    raise typer.Exit(work(request, terminal_console()))

@@ -7,7 +7,6 @@ the driver for runs that ended without MLflow: nothing is lost and no point is t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.atomic import read_json, write_json
 from bench.limits import load_json
+from bench.runlog import read_history
 from bench.spec import RunSpec, Weights, flatten
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def publish(run_dir: Path, tracker: Tracker) -> bool:
     tracker.begin_again()
     names = ("spec.json", "env.json", "status.json", "error.txt")
     points = list(_curve(run_dir, status))
-    if status["state"] == "finished" and (run_dir / "records.parquet").exists():
+    if status["state"] == "finished":
         fit = status["fit"]
         names = (*names, "records.parquet", *LEFT)
         tracker.tag(budget=fit["budget"], parameters=str(fit["parameters"]))
@@ -95,17 +95,12 @@ def _curve(run_dir: Path, status: dict[str, Any]) -> Iterator[tuple[int, float, 
     """(step, Unix seconds, values) of each line of history.jsonl that can be read. The times of a run that was taken up
     several times are those of one that was not.
     """
-    try:
-        lines = (run_dir / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
     rows = []
-    for line in lines:
+    for _, row in read_history(run_dir / "history.jsonl"):
         try:
-            row = json.loads(line)
             values = {name: float(v) for name, v in row.items() if name not in ("step", "time") and v is not None}
             rows.append((int(row["step"]), float(row["time"]), values))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError):
             continue
     end = _seconds(status["ended"]) if "ended" in status else 0.0
     last = max((time for _, time, _ in rows), default=0.0)

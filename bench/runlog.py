@@ -25,6 +25,21 @@ class MetricSink(Protocol):
         """One point per value at `step`."""
 
 
+def read_history(file: Path) -> Iterator[tuple[str, dict]]:
+    """The lines of a history.jsonl that can be read, each with its content; nothing where there is no file."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            row = json.loads(line)
+            int(row["step"])
+        except (ValueError, KeyError, TypeError):  # torn, or being written
+            continue
+        yield line, row
+
+
 class RunLog:
     """Implements `interface.Log` for one run folder.
 
@@ -126,7 +141,7 @@ class RunLog:
         """Takes the lines of `step` and later ones out of the file, and goes on where the rest of it ends."""
         if not self._seen:
             return
-        rows = [(line, row) for line, row in self._rows() if row["step"] < step]
+        rows = [(line, row) for line, row in read_history(self._history) if row["step"] < step]
         times = [row["time"] for _, row in rows if isinstance(row.get("time"), int | float)]
         self._before = max(times, default=0.0)
         if not any(known >= step for known in self._seen):
@@ -145,18 +160,8 @@ class RunLog:
         if len(whole) < len(data):
             with self._history.open("r+b") as handle:
                 handle.truncate(len(whole))
-        for _, row in self._rows():
+        for _, row in read_history(self._history):
             names = {name for name in row if name not in ("step", "time")}
             seen.setdefault(int(row["step"]), set()).update(names)
             self._remember({name: row[name] for name in names if isinstance(row[name], (int, float))})
         return seen
-
-    def _rows(self) -> Iterator[tuple[str, dict]]:
-        """The lines of the history that can be read, each with its content."""
-        for line in self._history.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                int(row["step"])
-            except (ValueError, KeyError, TypeError):
-                continue
-            yield line, row

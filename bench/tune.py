@@ -8,7 +8,6 @@ test split: the driver leaves them a file with the samples of train and validati
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from bench.execute import run_state
 from bench.interface import FitSummary, Sample, Spread
 from bench.plan import Plan, Request, show
 from bench.publish import publish_rest, starting_weights
-from bench.runlog import RunLog
+from bench.runlog import RunLog, read_history
 from bench.search import goes_on, in_words, parse_space, rungs, space_of, space_texts
 from bench.spec import Recipe, RunSpec
 from bench.stopping import stoppable
@@ -71,19 +70,8 @@ class Halving(RunLog):
 
 def validations(run_dir: Path) -> list[tuple[int, float | None, float | None]]:
     """(step, loss, Dice) of each validation in history.jsonl; None for a number that is not finite."""
-    try:
-        lines = (run_dir / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # another trial is writing it
-            continue
-        if isinstance(row, dict) and "val_loss" in row:
-            rows.append((row["step"], row["val_loss"], row.get("val_dice")))
-    return rows
+    rows = (row for _, row in read_history(run_dir / "history.jsonl") if "val_loss" in row)
+    return [(row["step"], row["val_loss"], row.get("val_dice")) for row in rows]
 
 
 def loss_at(run_dir: Path, rung: int) -> float | None:

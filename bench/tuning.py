@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials of a suite: the only file that imports ray.
+"""Ray Tune runs the trials of a suite: with `bench.cluster` the only file that imports ray.
 
 Ray places the trials on cores and GPUs and nothing more: what is finished, what goes on and what failed is
 read from the run folders, so a killed driver loses nothing and a fresh Tuner is given the missing trials

@@ -109,15 +109,6 @@ def server(database, tmp_path):
     found.stop()
 
 
-def curves_in_folder(run_dir):
-    found = {}
-    for line in (run_dir / "history.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for name in row.keys() - {"step", "time"}:
-            found.setdefault(name, []).append((row["step"], row[name]))
-    return {name: sorted(points) for name, points in found.items()}
-
-
 def curves_in_mlflow(uri, run_dir, names):
     client = tracking.client(uri)
     status = json.loads((run_dir / "status.json").read_text())
@@ -130,7 +121,7 @@ def command(words, data, runs):
     return [sys.executable, "-m", "bench", *map(str, words)]
 
 
-def test_eight_trials_at_once_lose_nothing(server, squares, tmp_path):
+def test_eight_trials_at_once_lose_nothing(server, squares, curves_in_folder, tmp_path):
     """Eight commands of one trial each, at once, whatever the number of cores."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = ["--methods", "boltzformer", "--executor", "local", "--tracking-uri", server.uri, "--seeds"]
@@ -154,7 +145,7 @@ def test_eight_trials_at_once_lose_nothing(server, squares, tmp_path):
         assert curves_in_mlflow(server.uri, run_dir, curves) == curves
 
 
-def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(server, squares, tmp_path):
+def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(server, squares, curves_in_folder, tmp_path):
     """Away from the first steps on, and back before the suite is asked for again."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
     words = command(["--methods", "boltzformer,location_prior", "--executor", "local"], squares, tmp_path / "runs")

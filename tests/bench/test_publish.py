@@ -14,20 +14,11 @@ from bench.execute import execute, run_state
 from bench.methods import make_spec
 from bench.publish import _test_metrics, publish, publish_rest
 from bench.runlog import RunLog
-from bench.tracking import Tracker, initialize_store
+from bench.tracking import Tracker
 from experiments import SUITES
 from experiments.profiles import PROFILES
 
 AWAY = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """The URI of a new SQLite store; making its tables takes seconds, so the tests share it."""
-    runs = tmp_path_factory.mktemp("runs")
-    uri = f"sqlite:///{runs / 'mlflow.db'}"
-    assert initialize_store(uri, runs)
-    return uri
 
 
 @pytest.fixture
@@ -57,16 +48,7 @@ def all_points(client, run):
     }
 
 
-def in_folder(run_dir):
-    found = {}
-    for line in (run_dir / "history.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for name in row.keys() - {"step", "time"}:
-            found.setdefault(name, []).append((row["step"], row[name]))
-    return {name: sorted(points) for name, points in found.items()}
-
-
-def test_runs_without_mlflow_are_sent_later_and_once(suite, store):
+def test_runs_without_mlflow_are_sent_later_and_once(suite, store, curves_in_folder):
     folder, specs = suite
     for spec in specs:
         execute(spec, folder, AWAY)
@@ -82,26 +64,26 @@ def test_runs_without_mlflow_are_sent_later_and_once(suite, store):
         assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.run_id
         assert run.data.tags["budget"] == run_state(run_dir)["fit"]["budget"]
         sent = all_points(client, run)
-        curve = in_folder(run_dir) if (run_dir / "history.jsonl").exists() else {}
+        curve = curves_in_folder(run_dir) if (run_dir / "history.jsonl").exists() else {}
         assert {name: sent[name] for name in curve} == curve
         assert len(sent["test_dice"]) == len(sent["train_seconds"]) == 1
         files = {item.path for item in client.list_artifacts(run.info.run_id)}
         assert {"records.parquet", "spec.json", "env.json", "status.json"} <= files
 
 
-def test_a_run_that_sends_as_it_goes_is_there_as_the_folder_says(suite, store):
+def test_a_run_that_sends_as_it_goes_is_there_as_the_folder_says(suite, store, curves_in_folder):
     folder, (_, spec) = suite
     folder = folder.rename(folder.with_name("as it goes"))
     execute(spec, folder, store)
     client, run = mlflow_run(store, f"{spec.hash} as it goes")
-    sent, curve = all_points(client, run), in_folder(folder / spec.run_id)
+    sent, curve = all_points(client, run), curves_in_folder(folder / spec.run_id)
     assert {name: sent[name] for name in curve} == curve and len(curve) == 5
     assert run_state(folder / spec.run_id)["in_mlflow"] == run.info.run_id
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrived=st.lists(st.booleans(), min_size=12, max_size=12), cut=st.integers(0, 12))
-def test_whatever_arrived_before_a_kill(arrived, cut, store, tmp_path_factory):
+def test_whatever_arrived_before_a_kill(arrived, cut, store, curves_in_folder, tmp_path_factory):
     """A trial logs 12 points of which MLflow gets some, is killed after `cut`, and goes on from there."""
     run_dir = tmp_path_factory.mktemp("killed") / "run"
     key = f"killed {run_dir.parent.name}"
@@ -116,7 +98,7 @@ def test_whatever_arrived_before_a_kill(arrived, cut, store, tmp_path_factory):
     (run_dir / "status.json").write_text(json.dumps({"state": "interrupted", "ended": "2026-01-01T00:00:00+00:00"}))
     assert publish(run_dir, tracker)
     client, run = mlflow_run(store, key)
-    assert all_points(client, run) == in_folder(run_dir) == {"train_loss": [(s, float(s)) for s in range(12)]}
+    assert all_points(client, run) == curves_in_folder(run_dir) == {"train_loss": [(s, float(s)) for s in range(12)]}
     assert run.info.status == "KILLED"
 
 

@@ -17,15 +17,6 @@ from bench.tracking import Tracker, initialize_store, store_uri
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """The URI of a new SQLite store; making its tables takes seconds, so the tests share it."""
-    runs = tmp_path_factory.mktemp("runs")
-    uri = f"sqlite:///{runs / 'mlflow.db'}"
-    assert initialize_store(uri, runs)
-    return uri
-
-
 def run_of(uri, key):
     client = tracking.client(uri)
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from baselines.nnunet import LOG, apply_budget
-from bench.atomic import read_json, write_file, write_json
+from bench.atomic import read_json, write_json, write_tensors
 from bench.cost import peak_memory_mib, restart_peak
 from bench.data.dataset import load_image, load_mask
 from bench.errors import UserError
@@ -303,7 +303,7 @@ def train(expert: dict, job: dict, emit: Emit) -> None:
     (kept / "plans.json").write_text(json.dumps(plans, indent=2))
     shutil.copyfile(preprocessed / "splits_final.json", kept / "splits_final.json")
     # the weights of nnU-Net's checkpoint_final.pth, without its pickled objects
-    write_file(kept / "weights.pt", lambda file: torch.save(network.state_dict(), file))
+    write_tensors(kept / "weights.pt", network.state_dict())
     write_json(kept / POSTPROCESSING, [])
     segmenter = ExpertSegmenter(kept, job["tile_step"])
     if job["postprocess"] and expert["validated"]:

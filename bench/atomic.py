@@ -29,9 +29,27 @@ def write_file(path: Path, write: Callable[[BinaryIO], object], durable: bool = 
             if durable:
                 os.fsync(handle.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not say of what
         raise
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """`write_file` of tensors and plain Python values by torch.save."""
+    import torch
+
+    def write(handle: BinaryIO) -> None:
+        try:
+            torch.save(value, handle)
+        except RuntimeError as error:
+            # torch closes its archive after a write that failed, which fails too and hides why
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_file(path, write)
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:

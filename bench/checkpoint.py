@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.atomic import write_file
+from bench.atomic import write_tensors
 from bench.errors import full_disk
 from bench.spec import sha256_of
 
@@ -23,11 +23,9 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
 
     On a full disk training goes on without this one: a line says so.
     """
-    import torch
-
     unnamed = run_dir / "resume.partial"
     try:
-        write_file(unnamed, lambda handle: torch.save(state, handle))
+        write_tensors(unnamed, state)
         unnamed.replace(run_dir / f"resume-{step:08d}-{sha256_of(unnamed)[:16]}.pt")
     except OSError as error:
         if (message := full_disk(error)) is None:

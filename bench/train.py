@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.atomic import read_json, write_file
+from bench.atomic import read_json, write_tensors
 from bench.checkpoint import newest_checkpoint, save_checkpoint
 from bench.cost import inference_cost, peak_memory_mib, restart_peak
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
@@ -298,7 +298,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """The state dict, whole or not at all."""
-    write_file(path, lambda handle: torch.save(model.state_dict(), handle))
+    write_tensors(path, model.state_dict())
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:

@@ -118,8 +118,7 @@ def toy_runs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def squares(tmp_path) -> Path:
+def write_squares(root: Path) -> Path:
     """A square that stays where it is and a dot that moves with the patient: 5 + 2 patients, 20 x 30 px.
 
     Small enough to run every trial of a test in a second.
@@ -133,7 +132,21 @@ def squares(tmp_path) -> Path:
         image = (40 + 100 * square + 60 * dot).astype(np.uint8)
         return f"{split}{patient}-z0_CT_chest", f"{split}-{patient}", image, {"large square": square, "dot": dot}
 
-    root = tmp_path / "data" / "squares"
     for split, patients in (("train", 5), ("test", 2)):
         write_layout(root, split, [item(split, patient) for patient in range(patients)])
     return root
+
+
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    """The data set of `write_squares`."""
+    return write_squares(tmp_path / "data" / "squares")
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory) -> Path:
+    """A folder with squares/ and toy/, for tests that only read them."""
+    folder = tmp_path_factory.mktemp("datasets")
+    write_squares(folder / "squares")
+    write_toy(folder / "toy")
+    return folder

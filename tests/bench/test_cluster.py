@@ -63,6 +63,7 @@ def test_trials_run_on_both_nodes_to_the_records_of_this_machine(bench, cluster,
     assert not list((tmp_path / "there/two").glob(".*")), "what the cluster needed is gone"
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", [0], indirect=True)
 def test_a_trial_whose_node_is_lost_goes_on_on_another(bench, cluster, squares, tmp_path):

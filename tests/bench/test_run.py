@@ -174,6 +174,7 @@ def test_a_folder_of_another_comparison_is_refused(request_of, tmp_path, fast, f
     assert driver.run(request_of(name="elsewhere"), console()) == 0
 
 
+@pytest.mark.fault
 def test_a_second_run_on_the_folder_is_refused_with_the_pid_of_the_first(tmp_path):
     code = "import sys, time; from pathlib import Path; from bench.run import locked\n"
     code += "with locked(Path(sys.argv[1])):\n  print('held', flush=True); time.sleep(60)"

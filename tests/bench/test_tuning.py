@@ -142,6 +142,7 @@ def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, t
     pd.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_failed_expert_is_named_with_its_log_and_the_finished_one_is_kept(toy, tmp_path):
     folder = tmp_path / "suite"
@@ -162,6 +163,7 @@ def test_a_failed_expert_is_named_with_its_log_and_the_finished_one_is_kept(toy,
     assert kept.items() <= experts_in(run_dir).items()
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, tmp_path):
     folder = tmp_path / "suite"
@@ -209,6 +211,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.fault
 def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, squares):
     folder, (spec, _) = suite
     # the worker waits for ever on a splits.json that is a pipe nobody writes to

@@ -22,6 +22,10 @@ set -euo pipefail
 source "${VENV:-venv}/bin/activate"
 # ends what a killed trial has started (nnU-Net's experts)
 export RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=true
+# a Ray takes code from whoever reaches its port: this one from this job alone
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_TOKEN
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
@@ -36,7 +40,7 @@ if ((${#nodes[@]} > 1)); then
   count=$((${#nodes[@]} - 1))
   srun --nodes="$count" --ntasks="$count" --nodelist="$others" --overlap \
     ray start --address "$head:$port" "${cpus[@]}" --block &
-  until [ "$(ray list nodes --address "$head:$port" 2> /dev/null | grep -c ALIVE)" -ge "${#nodes[@]}" ]; do sleep 1; done
+  until [ "$(ray status --address "$head:$port" 2> /dev/null | grep -c ' node_')" -ge "${#nodes[@]}" ]; do sleep 1; done
 fi
 
 # in the background: bash passes a signal on only while it waits

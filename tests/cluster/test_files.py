@@ -1,6 +1,6 @@
 """The files of cluster/ are what the programs that read them take: by their own schemas, parsers and dry runs.
 
-None of them was run on a cluster here. KubeRay's own fields are compared with the names in its Go types (v1).
+slurm.sh is run by test_slurm.py, the others were not run on a cluster here. KubeRay's own fields are compared with the names in its Go types (v1).
 """
 
 import re
@@ -54,7 +54,7 @@ def test_shellcheck_finds_nothing_in_the_slurm_script():
 
 
 JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "rayClusterSpec"}
-CLUSTER = {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
+CLUSTER = {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
 WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 
 

@@ -132,8 +132,8 @@ def ray_at(address: str, cpus: float = 1) -> contextlib.AbstractContextManager[N
     reach(address)
     code = our_code()
     return _connected(
-        f"--address {address}: Ray does not take us ({{}}); where it asks for a token, ~/.ray/auth_token or RAY_AUTH_TOKEN "
-        "has to be the cluster's (docs/cluster.md)",
+        f"--address {address}: Ray does not take us ({{}}); where it asks for a token, ~/.ray/auth_token or "
+        "RAY_AUTH_TOKEN has to be the cluster's (docs/cluster.md)",
         address=address,
         runtime_env=code | {"env_vars": ENVIRONMENT | _threads(cpus) | code["env_vars"]},
     )

@@ -1,6 +1,7 @@
 """The files of cluster/ are what the programs that read them take: by their own schemas, parsers and dry runs.
 
-slurm.sh is run by test_slurm.py, the others were not run on a cluster here. KubeRay's own fields are compared with the names in its Go types (v1).
+slurm.sh is run by test_slurm.py, the others were not run on a cluster here. KubeRay's own fields are compared with the
+names in its Go types (v1).
 """
 
 import re

@@ -20,6 +20,7 @@ from bench.errors import UserError, full_disk, printable
 from bench.external_commands import evaluate, import_results
 from bench.options import RunsDir
 from bench.predict_command import predict
+from bench.profile_command import profile
 from bench.terminal import progress_bar, terminal_console, text_table
 from bench.tune_command import tune
 from bench.verify_command import verify
@@ -38,15 +39,6 @@ First steps:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data")
-
-
-class Scope(StrEnum):
-    """What `bench profile` measures."""
-
-    attention = "attention"
-    decoder = "decoder"
-    model = "model"
-    harness = "harness"
 
 
 class Listing(StrEnum):
@@ -92,6 +84,12 @@ def run(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     dry_run: options.DryRun = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="As --dry-run, with hours and memory from a few real training steps of each method."
+        ),
+    ] = False,
 ) -> None:
     """Run the trials of a suite that are missing, then print the Dice table and write the report.
 
@@ -106,6 +104,7 @@ def run(
       bench run --suite main --data s3://bucket/openkbp
       bench run --suite main --data phantom-hard
       bench run --suite main --methods boltzformer,seem --dry-run
+      bench run --suite main --profile paper --measure
       bench run --suite main --splits splits.json
       bench run --suite main --address auto
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
@@ -133,8 +132,9 @@ def run(
         tuned=tuned or tuned_from is not None,
         tuned_from=tuned_from,
     )
-    work = driver.dry_run if dry_run else driver.run
-    raise typer.Exit(work(request, terminal_console()))
+    console = terminal_console()
+    code = driver.dry_run(request, console, measure) if dry_run or measure else driver.run(request, console)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -221,58 +221,7 @@ def phrasings(
 app.command()(predict)
 
 
-@app.command()
-def profile(
-    scope: Annotated[Scope | None, typer.Argument(help="Only this; default: all four.", show_default=False)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to; default: profile in the runs folder.", metavar="DIR")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A first impression in a minute and a half.")] = False,
-    threads: Annotated[
-        str | None,
-        typer.Option(
-            help="Numbers of threads; default: 1 and all cores (attention), all (decoder, model), 1 (harness).",
-            metavar="1,2",
-        ),
-    ] = None,
-    runs_dir: RunsDir = Path("runs"),
-) -> None:
-    """Measure what the sampled attention saves: GFLOP, seconds and memory against the plain path.
-
-    \b
-    attention  one cross-attention layer: every exact form, 32 x 32 to 256 x 256 tokens
-    decoder    from image features, S and text tokens to mask logits; SEEM, SAM, SAM 2 and full attention too
-    model      whole Hiera-S models: one prompt, 15 prompts on one image, part by part
-    harness    the laptop profile's training step: prompts of an image together or singly
-
-    The plain path is the authors' way: keys and values of all tokens, a boolean mask, attention weights returned, S
-    and all candidate masks made whole, and the image features computed anew for each prompt. Weights are random and
-    full-size (harness: the laptop profile's).
-
-    What is compared is run by turns (A B C A B C) after two calls to warm up; seconds are medians, a speedup is the
-    plain path's median over its own. GFLOP are counted by torch: matrix products and convolutions. peak_mib is how
-    far one call lifts the resident memory of the process at its peak, as Linux records it (on a GPU: torch's allocated
-    memory; elsewhere empty). Paths that do the same work whatever is sampled are measured once and listed at each
-    sampling.
-
-    Writes profile.csv, profile.png and env.json, and logs them as an MLflow run. It ends with the bars that were
-    measured. All of it takes about half an hour on two cores, which should have nothing else to do.
-
-    \b
-    Examples:
-      bench profile --quick
-      bench profile attention --threads 1
-      bench profile model --out profile-of-this-machine
-    """
-    from bench.profiling import run as profiling
-
-    scopes = [kind.value for kind in ([scope] if scope else Scope)]
-    counts = None if threads is None else tuple(sorted(set(options.whole_numbers("--threads", threads, "1,2"))))
-    raise typer.Exit(
-        profiling.profile(scopes, out or runs_dir / "profile", quick, counts, runs_dir, terminal_console())
-    )
-
-
+app.command()(profile)
 app.command()(ablate)
 app.command()(tune)
 app.command()(evaluate)

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 FAILED, USER_ERROR, STOPPED = 1, 2, 130
 
 
-def dry_run(request: Request, console: Console) -> int:
-    """Prints the plan and every data problem, writes nothing. The exit code: 2 where there are data
-    problems.
+def dry_run(request: Request, console: Console, measure: bool = False) -> int:
+    """Prints the plan and every data problem, writes nothing; `measure`: what it costs, too. The exit code: 2 where
+    there are data problems.
     """
     from bench.data.storage import is_url
 
@@ -53,7 +53,12 @@ def dry_run(request: Request, console: Console) -> int:
     if plan is None:
         return USER_ERROR
     plan = _with_kept(plan)
-    show(plan, console, missing(plan))
+    todo = missing(plan)
+    show(plan, console, todo)
+    if measure:
+        from bench.measured_cost import show_measured
+
+        show_measured(plan, todo, console)
     written = "only the copy of remote data" if any(map(is_url, request.data)) else "nothing"
     console.print(f"dry run: nothing was trained and {written} written", highlight=False)
     return 0

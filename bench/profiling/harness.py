@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.data.prompts import PROMPTS
 from bench.environment import torch_device
 from bench.interface import Batch
+from bench.profiling import overhead
 from bench.profiling.measure import FULL_PACE, PLAIN, QUICK_PACE, Case, Pace, Result, Way, measure, rows_of
 from bench.train import attention_kernels, batch_loss
 from experiments.profiles import LAPTOP
@@ -27,18 +28,21 @@ STEP = "training step"
 def cases(quick: bool, threads: Sequence[int]) -> list[Case]:
     """Forward, backward and the optimiser's step of SAMPLES samples, with k prompts of each image or an image each.
 
-    `plain` is the plain path with an image each. A row's `prompts` is k for every way, so that it has what it is
-    compared with beside it.
+    Before them a whole trial (`bench.profiling.overhead`). `plain` is the plain path with an image each. A row's
+    `prompts` is k for every way, so that it has what it is compared with beside it.
     """
     together = (4,) if quick else (2, 4, 8)
     pace = QUICK_PACE if quick else FULL_PACE
     return [
-        Case(
-            f"harness, {SAMPLES} samples, {dtype}, {count} thread{'s' * (count != 1)}",
-            5 + (4 + 1.5 * len(together)) * (pace.rounds + 2) / min(count, 2) ** 0.8,
-            partial(_run, together, dtype, count, pace),
-        )
-        for dtype, count in product(("fp32",) if quick else ("fp32", "bf16"), threads)
+        overhead.case(quick),
+        *(
+            Case(
+                f"harness, {SAMPLES} samples, {dtype}, {count} thread{'s' * (count != 1)}",
+                5 + (4 + 1.5 * len(together)) * (pace.rounds + 2) / min(count, 2) ** 0.8,
+                partial(_run, together, dtype, count, pace),
+            )
+            for dtype, count in product(("fp32",) if quick else ("fp32", "bf16"), threads)
+        ),
     ]
 
 

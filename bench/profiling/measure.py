@@ -52,9 +52,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A bar that is no ratio of two rows."""
+    """A bar that is no ratio of two rows. Of those with an image size the ones at the largest are told."""
 
-    image_size: int
+    image_size: int | None
     work: str
     bar: str
     measured: str

@@ -160,9 +160,9 @@ def bar_rows(frame: pd.DataFrame, outcomes: Sequence[Outcome] = ()) -> list[list
             for key, value in ratios.items()
         ]
         rows.append([work, _ratio(bar.at_least), ", ".join(dict.fromkeys(measured)), "-" if smaller else reached])
-    largest = max((outcome.image_size for outcome in outcomes), default=0)
+    largest = max((outcome.image_size or 0 for outcome in outcomes), default=0)
     for outcome in outcomes:
-        if outcome.image_size == largest:
+        if outcome.image_size in (largest, None):
             rows.append([outcome.work, outcome.bar, outcome.measured, _yes(outcome.reached)])
     return rows
 

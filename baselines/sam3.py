@@ -41,7 +41,7 @@ from transformers.models.sam3.modeling_sam3 import (
 )
 
 from baselines.multimask import best_mask
-from bench.interface import Batch
+from bench.interface import Batch, Part
 from bench.spec import RunSpec
 from models.checkpoints import CheckpointError, LoadReport, load_published, match, read_checkpoint
 from models.config import ModelConfig
@@ -192,22 +192,26 @@ class Sam3(nn.Module):
         features = self.image_encoder(batch.images)
         found = self.candidates(features, self.text_projection(tokens), ~padding, batch.image_index)
         with torch.autocast(tokens.device.type, enabled=False):
-            return detection_loss(found, batch.masks.float())
+            return detection_loss(found, batch.masks.float(), batch.part)
 
     def load_own(self, path: Path) -> LoadReport:
         """The published weights of the detector and mask head; CheckpointError where the file does not fit."""
         return _of_decoder(load_published(self, path, WEIGHTS.fills, WEIGHTS))
 
 
-def detection_loss(found: Candidates, target: Tensor) -> Tensor:
-    """The sum of all losses over layers, by LOSS_WEIGHTS; a scalar. target: (P, H, W) of 0 and 1, float32.
+def detection_loss(found: Candidates, target: Tensor, part: Part | None = None) -> Tensor:
+    """The sum of all losses over layers, by LOSS_WEIGHTS; a scalar. target: (P, H, W) of 0 and 1, float32. Of a part
+    of a batch, losses of objects are means over those that the whole batch has for so many prompts.
 
     A query is matched anew after every layer, by score and box. Score: binary cross-entropy whose target for the
     matched query is p^0.25 IoU^0.75 of its box, focal for the others. Where a target is empty only presence is trained.
     """
     _, prompts, queries = found.scores.shape
     there = target.flatten(1).any(1)
-    count = there.sum().clamp(min=1)
+    if part is None or part.total == prompts:
+        count = there.sum().clamp(min=1)
+    else:
+        count = max(1, part.objects) * prompts / part.total
     presence = sigmoid_focal_loss(found.presence, there.float().expand_as(found.presence), alpha=0.5, gamma=0)
     losses = {"presence": presence.mean(1).sum()}
 

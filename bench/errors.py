@@ -9,6 +9,10 @@ class UserError(Exception):
     """A mistake the user can mend: one line that says what, where and the fix. The command line exits with 2."""
 
 
+class PartLost(BaseException):
+    """The process or node that ran a part of a trial is gone. No Exception: the trial has not failed, it goes on."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one that does."""
     known = sorted(known)

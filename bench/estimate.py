@@ -81,15 +81,15 @@ def phantom_workload(size: PhantomSize, objects: dict[str, tuple[str, ...]], val
     )
 
 
-def estimate(spec: RunSpec, splits: Splits | Workload, hardware: Hardware) -> float:
-    """Seconds that one trial takes when it has a core (or GPU) to itself."""
+def estimate(spec: RunSpec, splits: Splits | Workload, hardware: Hardware, workers: int = 1) -> float:
+    """Seconds that one trial takes when it has a core (or GPU) to itself, or each of its `workers` one."""
     work = splits if isinstance(splits, Workload) else workload_of(splits)
     cost = COSTS.get(spec.method, UNKNOWN)
     speed = 1 / GPU_SPEEDUP if hardware.gpus else 1.0
     if isinstance(cost, NnunetCost) and spec.nnunet is not None:
         return _nnunet_seconds(spec, work, cost, speed)
     if isinstance(cost, TrainedCost) and spec.recipe is not None:
-        return _trained_seconds(spec, work, cost, speed)
+        return _trained_seconds(spec, work, cost, speed, workers)
     if isinstance(cost, PretrainedCost):
         seconds = cost.predict_image * work.test_images + cost.predict_prompt * work.test_prompts
         return cost.startup + seconds * speed
@@ -98,15 +98,12 @@ def estimate(spec: RunSpec, splits: Splits | Workload, hardware: Hardware) -> fl
     return plain.startup + area * (plain.train_image * work.train_images + plain.predict_prompt * work.test_prompts)
 
 
-def _trained_seconds(spec: RunSpec, work: Workload, cost: TrainedCost, speed: float) -> float:
+def _trained_seconds(spec: RunSpec, work: Workload, cost: TrainedCost, speed: float, workers: int) -> float:
     recipe = spec.recipe
     area = _area(recipe.image_size) * speed * BACKBONE_FACTOR.get(spec.backbone, 1.0)
     validations = max(1, recipe.steps // max(1, recipe.validate_every))
-    return cost.startup + area * (
-        cost.train_image * recipe.steps * recipe.batch_images
-        + cost.validate_image * validations * work.val_images
-        + cost.predict_prompt * work.test_prompts
-    )
+    shared = cost.train_image * recipe.steps * recipe.batch_images + cost.validate_image * validations * work.val_images
+    return cost.startup + area * (shared / workers + cost.predict_prompt * work.test_prompts)
 
 
 def _nnunet_seconds(spec: RunSpec, work: Workload, cost: NnunetCost, speed: float) -> float:
@@ -140,12 +137,24 @@ def _area(side: float) -> float:
 
 def lanes(profile: Profile, hardware: Hardware) -> int:
     """How many trials run side by side, on all nodes together: what the scarcest of CPUs, GPUs and memory allows."""
+    return max(1, _rooms(profile, hardware) // workers_of(profile, hardware))
+
+
+def workers_of(profile: Profile, hardware: Hardware) -> int:
+    """How many processes train one trial: the profile's number, where there is room for so many at once, and an image
+    of the batch for each. Fewer have more of it each.
+    """
+    return max(1, min(profile.workers_per_trial, _rooms(profile, hardware), profile.recipe.batch_images))
+
+
+def _rooms(profile: Profile, hardware: Hardware) -> int:
+    """How many workers there is room for."""
     wanted = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
     rooms = 0
     for node in hardware.nodes or (hardware,):
         there = {"cpu": node.cores, "gpu": len(node.gpus), "memory": node.memory_gib * GIB}
         rooms += int(min(there[name] / amount for name, amount in wanted.items()))
-    return max(1, rooms)
+    return rooms
 
 
 def resources(cpus: float, gpus: float, memory_gib: float, hardware: Hardware) -> dict[str, float]:
@@ -185,7 +194,7 @@ def estimate_suite(specs: Sequence[RunSpec], splits: Splits | Workload, profile:
     for spec in specs:
         spreads = isinstance(COSTS.get(spec.method), NnunetCost)
         shares = min(count, len(_images_of_models(spec, work))) if spreads else 1
-        jobs += [estimate(spec, work, hardware) / shares] * shares
+        jobs += [estimate(spec, work, hardware, workers_of(profile, hardware)) / shares] * shares
     return schedule(sorted(jobs, reverse=True), count)
 
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from bench.data.splits import Splits
     from bench.tracking import Tracker
 
-# (spec, suite folder, run folder, tracker, spread) -> the FitSummary as a dict
-Work = Callable[[RunSpec, Path, Path, "Tracker | None", Spread | None], dict[str, Any]]
+# (spec, suite folder, run folder, tracker, spread, micro_batch) -> the FitSummary as a dict
+Work = Callable[[RunSpec, Path, Path, "Tracker | None", Spread | None, int | None], dict[str, Any]]
 
 
 def run_state(run_dir: Path) -> dict[str, Any]:
@@ -72,13 +72,14 @@ def execute(
     parent: str | None = None,
     spread: Spread | None = None,
     work: Work | None = None,
+    micro_batch: int | None = None,
 ) -> str:
     """Runs one trial in `suite_dir`/<run id>, unless it is finished; "finished", "skipped" or "failed".
 
     An exception of the method ends in status.json (state "failed", the error in one line) and error.txt (the
     traceback), never in the caller: the other trials go on. Ctrl-C is passed on, with state "interrupted". `spread`
     runs the parts of a method that has some; None leaves it to the method, one after the other. `work` is what
-    the trial does: by default it fits on train and validation, then predicts test.
+    the trial does: by default it fits on train and validation, then predicts test. `micro_batch` is the profile's.
 
     A trial that was killed or interrupted goes on from its newest checkpoint, to the same weights and records; one
     whose method failed begins anew, for what made it fail may have been mended.
@@ -104,8 +105,8 @@ def execute(
     tracker = None
     try:
         tracker = tracker_of(spec, suite_dir, tracking_uri, parent, fresh)
-        with (run_dir / "output.log").open("a", encoding="utf-8") as output, _printing_to(output):
-            status["fit"] = (work or _fit_and_predict)(spec, suite_dir, run_dir, tracker, spread)
+        with (run_dir / "output.log").open("a", encoding="utf-8") as output, printing_to(output):
+            status["fit"] = (work or fit_and_predict)(spec, suite_dir, run_dir, tracker, spread, micro_batch)
             status["files"] = files_left(run_dir)
     except Exception as error:
         status |= failure_of(error)
@@ -136,27 +137,36 @@ def _goes_on(before: dict[str, Any], spec: RunSpec) -> bool:
     return before.get("spec_hash") == spec.hash and not failed
 
 
-def _fit_and_predict(
-    spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tracker | None, spread: Spread | None
+def fit_and_predict(
+    spec: RunSpec,
+    suite_dir: Path,
+    run_dir: Path,
+    tracker: Tracker | None,
+    spread: Spread | None,
+    micro_batch: int | None = None,
 ) -> dict[str, Any]:
-    """The work itself; the FitSummary as a dict. Records and predictions are on disk when it returns."""
+    """The work itself; the FitSummary as a dict. Records and predictions are on disk when it returns.
+
+    Of several workers (`bench.workers`) all train, and the leading one does the rest.
+    """
     from bench import environment
     from bench.data.splits import load_splits
     from bench.methods import METHODS
+    from bench.workers import Quiet, here
 
     splits = load_splits(suite_dir / "splits.json")
     if splits.hash != spec.split_hash:
         raise UserError(
             f"{suite_dir / 'splits.json'} has split {splits.hash}, the run wants {spec.split_hash}: use another --name"
         )
+    environment.seed_everything(spec.seed)
+    method: Method = build(spec, spread, micro_batch)
+    if not here().leads:
+        return asdict(method.fit(splits.train, splits.val, run_dir, Quiet()))
     method_package = {"method_package": METHODS[spec.method].package}
     write_json(run_dir / "env.json", environment.describe(spec.seed) | starting_weights(spec) | method_package)
-    environment.seed_everything(spec.seed)
     log = RunLog(run_dir, tracker)
     log.progress("prepare", 0, 1)
-    method: Method = METHODS[spec.method].build(spec)
-    if spread is not None and METHODS[spec.method].spreads:
-        method.spread = spread
     fit = method.fit(splits.train, splits.val, run_dir, log)
     fit.given["split"] = splits.hash
     records, predictions = collect(spec, splits, method.predict(splits.test, log))
@@ -169,6 +179,18 @@ def _fit_and_predict(
     except Exception as error:  # a figure is no reason to lose a trial
         fit.notes.append(f"no sampling figure: {_one_line(error)}")
     return asdict(fit)
+
+
+def build(spec: RunSpec, spread: Spread | None = None, micro_batch: int | None = None) -> Method:
+    """The method of a spec, to be run as the harness says."""
+    from bench.methods import METHODS
+
+    method, entry = METHODS[spec.method].build(spec), METHODS[spec.method]
+    if spread is not None and entry.spreads:
+        method.spread = spread
+    if entry.uses_backbone:
+        method.micro_batch = micro_batch
+    return method
 
 
 def collect(spec: RunSpec, splits: Splits, predictions: Iterable[Prediction]) -> tuple[list[dict], list[dict]]:
@@ -279,7 +301,7 @@ def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker
 
 
 @contextlib.contextmanager
-def _printing_to(output: Any) -> Iterator[None]:
+def printing_to(output: Any) -> Iterator[None]:
     """What a library prints goes into the run's output.log, not through the live display."""
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield

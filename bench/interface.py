@@ -48,18 +48,33 @@ class Sample:
     targets: tuple[Target, ...]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where the prompts of a batch stand in the whole batch of an optimiser step, of which they are a part.
+
+    first: the place of the first one; total: the prompts of the whole; objects: those of them whose mask is not empty,
+    None where nobody has counted them.
+    """
+
+    first: int
+    total: int
+    objects: int | None = None
+
+
 @dataclass
 class Batch:
     """B images with P prompts in all (Decision 6: images once, prompts many).
 
     images: (B, 3, S, S) uint8 or float32 in 0..255; prompts: P strings; image_index: (P,) int64, the image of each
-    prompt; masks: (P, S, S) uint8 or float32 of 0 and 1, or None in prediction.
+    prompt, ascending; masks: (P, S, S) uint8 or float32 of 0 and 1, or None in prediction; part: None for a batch that
+    is no part of another.
     """
 
     images: Tensor
     prompts: list[str]
     image_index: Tensor
     masks: Tensor | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,8 @@ class Segmenter(Protocol):
 
     It may also have `training_loss(batch, generator) -> scalar`, where its own training needs more than its logits
     (several masks, matching, a score). Without it, the loss is `models.losses.segmentation_loss` of the logits.
+    A batch may be worked on in parts: the loss is a mean over prompts, or reads `batch.part`, and noise is drawn by
+    `models.boltzmann.uniform`. Otherwise it trains, but to other weights under another split.
     One whose entry has `loads` also has `load_own(path) -> LoadReport`, which fills it from such a file.
     """
 

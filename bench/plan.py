@@ -18,6 +18,7 @@ from bench.estimate import (
     format_seconds,
     lanes,
     phantom_workload,
+    workers_of,
     workload_of,
 )
 from bench.spec import Profile, RunSpec, Suite
@@ -341,7 +342,7 @@ def show_first(plan: Plan, console: Console) -> None:
     )
 
 
-def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
+def show(plan: Plan, console: Console, todo: Sequence[RunSpec], executor: str) -> None:
     """Prints profile and why, data sets, split hash, trials with budget and estimate; `todo` is what is
     missing.
     """
@@ -354,6 +355,12 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     console.print(f"[bold]{choice.suite.title}[/] (suite {choice.suite.name})", highlight=False)
     console.print(f"profile  {choice.profile.name}: {choice.profile.title} ({choice.reason})", highlight=False)
     console.print(f"machine  {choice.hardware}", highlight=False)
+    workers = 1 if executor == "local" else workers_of(choice.profile, choice.hardware)
+    if (asked := choice.profile.workers_per_trial) > 1:
+        fewer = f" of the profile's {asked}: each takes more of the same batch, one after the other"
+        console.print(
+            f"workers  {workers} train each trial{fewer if workers < asked else ''}", highlight=False, soft_wrap=True
+        )
     if plan.weights is not None:
         console.print(f"weights  {plan.weights.summary}", highlight=False, markup=False)
     for method, file in plan.own_weights.items():
@@ -376,7 +383,7 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec]) -> None:
     table.add_column("estimate", justify="right")
     waiting = {spec.run_id for spec in todo}
     for spec in plan.specs:
-        seconds = estimate(spec, plan.work, choice.hardware)
+        seconds = estimate(spec, plan.work, choice.hardware, workers)
         note = format_seconds(seconds) if spec.run_id in waiting else "finished"
         note = "-" if why_not_run(spec) else note
         table.add_row(spec.row, spec.backbone, str(spec.seed), budget(spec, plan.work), note)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.atomic import read_json, write_json
 from bench.errors import UserError
-from bench.estimate import estimate, lanes, longest_first
+from bench.estimate import estimate, lanes, longest_first, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
 from bench.plan import (
     Choice,
@@ -54,7 +54,7 @@ def dry_run(request: Request, console: Console, measure: bool = False) -> int:
         return USER_ERROR
     plan = _with_kept(plan)
     todo = missing(plan)
-    show(plan, console, todo)
+    show(plan, console, todo, request.executor)
     if measure:
         from bench.measured_cost import show_measured
 
@@ -76,7 +76,7 @@ def run(request: Request, console: Console) -> int:
     plan = _with_kept(plan)
     with locked(plan.folder):
         todo = missing(plan)
-        show(plan, console, todo)
+        show(plan, console, todo, request.executor)
         write_suite(plan, request)
         for spec, reason in left_out(plan).items():
             leave_out(spec, plan.folder / spec.run_id, reason)
@@ -447,8 +447,10 @@ def train(
     from bench.display import Display
 
     choice = plan.choice
-    count = 1 if request.executor == "local" else lanes(choice.profile, choice.hardware)
-    expected = {spec.run_id: estimate(spec, plan.work, choice.hardware) for spec in plan.specs}
+    local = request.executor == "local"
+    count = 1 if local else lanes(choice.profile, choice.hardware)
+    workers = 1 if local else workers_of(choice.profile, choice.hardware)
+    expected = {spec.run_id: estimate(spec, plan.work, choice.hardware, workers) for spec in plan.specs}
     title = f"{choice.suite.name} · {choice.profile.name} · {plan.folder}"
     parent_id = parent.run_id if parent else None
     # a failed trial gets another try, and must not be shown as failed until it has had it
@@ -457,8 +459,8 @@ def train(
         mark_interrupted(plan.folder / spec.run_id, ("running", "failed"))
     shown = [spec for spec in plan.specs if spec not in left_out(plan)]
     with Display(console, plan.folder, shown, expected, count, title):
-        if request.executor == "local":
-            tuning.run_trials_here(todo, plan.folder, uri, parent_id, work)
+        if local:
+            tuning.run_trials_here(todo, plan.folder, uri, parent_id, work, choice.profile.micro_batch)
         else:
             tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id, request.address, work)
 

@@ -43,6 +43,8 @@ class Recipe(Frozen):
     # how often a data set is drawn, by its number of images n: proportional (n), square-root (n ** 0.5), uniform (1)
     dataset_sampling: Literal["proportional", "square-root", "uniform"] = "square-root"
     augment: bool = True  # appendix A.5
+    # of the moving average of the weights that is validated and kept: how much of it stays at a step; 0: none
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class NnunetBudget(Frozen):
@@ -79,6 +81,10 @@ class Profile(Frozen):
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
     memory_gib_per_trial: float = 0  # of the machine, not of its GPUs; 0 reserves none
+    # processes that train one trial by the shared recipe, each of which reserves the above; with fewer the recipe is
+    # the same. No part of a run's spec, as is `micro_batch`
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1
+    micro_batch: Annotated[int, Field(ge=1)] | None = None  # images that a worker has at once; None: all of its share
     cpus_per_expert: float = 1  # of nnU-Net; fractions of a GPU are Ray's bookkeeping, memory is not divided
     gpus_per_expert: float = 0
 
@@ -136,6 +142,7 @@ ADDED = (
     ("model", "annealing", "inverse"),
     (None, "variant", None),
     (None, "tuning", None),
+    ("recipe", "ema", 0.0),
 )
 
 

@@ -8,16 +8,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.atomic import read_json, write_tensors
-from bench.checkpoint import newest_checkpoint, save_checkpoint
+from bench.checkpoint import save_checkpoint
 from bench.cost import inference_cost, peak_memory_mib, restart_peak
 from bench.data.cache import DecodedSamples, decode, evaluation_batches, training_batches
 from bench.data.geometry import logits_to_original
@@ -26,7 +25,10 @@ from bench.errors import UserError
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
 from bench.predict import autocast, computes_in_bf16, generator_for, predict_samples
 from bench.spec import Recipe, RunSpec, Weights
+from bench.step import NOT_FINITE, Training, counted, moving_average, take_step
 from bench.weights import own_weights_path, same_file
+from bench.workers import SharedLog, Workers, here
+from models.boltzmann import SharedGenerator
 from models.checkpoints import CheckpointError, load_published
 from models.losses import segmentation_loss
 from models.published_names import SHARED
@@ -36,59 +38,6 @@ CHECKPOINT = "model.pt"
 CHECKPOINT_INTERVAL = 600.0  # seconds between two from which a killed run goes on; there is one at each validation too
 
 
-@dataclass
-class Progress:
-    """How far training has come, `step` steps; losses and Dice are those of validation."""
-
-    step: int = 0
-    images_seen: int = 0
-    best_loss: float = math.inf
-    best_dice: float = 0.0
-    best_step: int = 0
-    worse: int = 0  # validations in a row without a lower loss
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that changes from step to step but the batches, whose order is a function of the step. There is no loss
-    scaler (bf16 needs none) and no moving average of the weights.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    sampling: torch.Generator
-
-    def state(self, progress: Progress) -> dict[str, Any]:
-        """Everything from which `resume` goes on to the same bits."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
-        random = {"cpu": torch.get_rng_state(), "sampling": self.sampling.get_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        return parts | {"random": random, "progress": asdict(progress)}
-
-    def resume(self, run_dir: Path) -> Progress:
-        """Takes up the newest checkpoint of `run_dir`, if there is one. UserError for one of another model."""
-        found = newest_checkpoint(run_dir)
-        if found is None:
-            return Progress()
-        file, state = found
-        try:
-            for name in ("model", "optimizer", "schedule"):
-                getattr(self, name).load_state_dict(state[name])
-            progress = Progress(**state["progress"])
-            torch.set_rng_state(state["random"]["cpu"])
-            self.sampling.set_state(state["random"]["sampling"])
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["random"]["cuda"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{file} is not a checkpoint of this run ({reason}): remove it") from None
-        print(f"goes on from step {progress.step}, by {file.name}")
-        return progress
-
-
 class TrainedSegmenter:
     """Turns a segmenter (`build` makes it, with random weights) into a Method by the recipe of its spec."""
 
@@ -96,14 +45,17 @@ class TrainedSegmenter:
         assert spec.recipe is not None
         self.spec, self.recipe, self.build = spec, spec.recipe, build
         self.model: nn.Module | None = None
+        self.micro_batch: int | None = None  # images at a time in training; None: all. The harness may set it
 
     def fit(self, train: Sequence[Sample], val: Sequence[Sample], run_dir: Path, log: Log) -> FitSummary:
         """Trains, keeps the weights of the lowest validation loss in run_dir/model.pt, and loads them again.
 
-        Goes on from the newest checkpoint in run_dir, to the same weights as without the interruption.
+        Goes on from the newest checkpoint in run_dir, to the same weights as without the interruption. Each of several
+        workers calls it alike; the leading one alone writes, and has a model afterwards.
         """
         recipe, seed = self.recipe, self.spec.seed
-        device = torch.device(torch_device())
+        device, workers = torch.device(torch_device()), here()
+        log = log if workers.count == 1 else SharedLog(workers, log)
         cache = run_dir.parent / "cache"
         train_data = decode(train, recipe.image_size, cache / _cache_name("train", self.spec))
         val_data = decode(val, recipe.image_size, cache / _cache_name("val", self.spec))
@@ -118,10 +70,15 @@ class TrainedSegmenter:
         model.image_encoder.recompute = recipe.gradient_checkpointing
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
-        sampling = torch.Generator(device).manual_seed(seed)
-        training = Training(model, optimizer, schedule, sampling)
+        sampling = SharedGenerator(device)
+        sampling.manual_seed(seed)
+        training = Training(model, optimizer, schedule, sampling, moving_average(model, recipe.ema))
         now = training.resume(run_dir)
-        batches = training_batches(train_data, recipe, seed, start=now.step)
+        now.micro_batch = min(filter(None, (now.micro_batch, self.micro_batch)), default=None)
+        batches = training_batches(train_data, recipe, seed, start=now.step, share=workers.share)
+        loss_of = lambda part: batch_loss(model, part, recipe.precision, sampling)  # noqa: E731
+        if workers.leads:
+            (run_dir / NOT_FINITE).unlink(missing_ok=True)
 
         restart_peak(device)
         start = time.perf_counter() - now.seconds
@@ -129,31 +86,27 @@ class TrainedSegmenter:
         while now.step < recipe.steps and now.worse < recipe.patience:
             step = now.step + 1
             model.train()
-            batch = to_device(next(batches), device)
+            batch = counted(to_device(next(batches), device), workers)
+            workers.seed(seed, step)
             with attention_kernels(device, recipe):
-                loss = batch_loss(model, batch, recipe.precision, sampling)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"the training loss is {loss.item()} at step {step}")
-                loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            now.step, now.images_seen = step, now.images_seen + len(batch.images)
+                loss, norm = take_step(training, batch, loss_of, recipe.clip_norm, now, workers, log, run_dir)
+            now.step, now.images_seen = step, now.images_seen + recipe.batch_images
             if step % 10 == 0:
-                log.metrics(step, train_loss=loss.item(), learning_rate=schedule.get_last_lr()[0], norm=norm.item())
+                log.metrics(step, train_loss=loss, learning_rate=schedule.get_last_lr()[0], norm=norm)
 
             validates = step % recipe.validate_every == 0 or step == recipe.steps
             if validates:
-                val_loss, val_dice = validate(model, val_data, recipe, seed)
+                at_once = min(-(-recipe.batch_images // workers.count), now.micro_batch or recipe.batch_images)
+                val_loss, val_dice = validate(training.selected, val_data, recipe, seed, at_once, workers)
                 log.metrics(step, val_loss=val_loss, val_dice=val_dice)
                 if val_loss < now.best_loss:
                     now.best_loss, now.best_dice, now.best_step, now.worse = val_loss, val_dice, step, 0
-                    save_weights(model, run_dir / CHECKPOINT)
+                    if workers.leads:
+                        save_weights(training.selected, run_dir / CHECKPOINT)
                 else:
                     now.worse += 1
             now.seconds = time.perf_counter() - start
-            if validates or time.perf_counter() - saved >= CHECKPOINT_INTERVAL:
+            if workers.leads and (validates or time.perf_counter() - saved >= CHECKPOINT_INTERVAL):
                 save_checkpoint(run_dir, step, training.state(now))
                 saved = time.perf_counter()
             try:
@@ -162,6 +115,8 @@ class TrainedSegmenter:
                 save_checkpoint(run_dir, step, training.state(now))
                 raise
 
+        if not workers.leads:
+            return FitSummary(f"{now.step} steps", now.seconds)
         memory = peak_memory_mib(device)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.model = self._load(run_dir, model)
@@ -211,7 +166,8 @@ def given_by_recipe(model: nn.Module, spec: RunSpec, images_seen: int) -> dict[s
         "images_seen": str(images_seen),
         "augmentation": "crops and quarter turns (A.5)" if recipe.augment else "none",
         "loss": "Dice and binary cross-entropy" if own_loss is None else inspect.getdoc(own_loss).splitlines()[0],
-        "selection": f"lowest validation loss, every {recipe.validate_every} steps",
+        "selection": f"lowest validation loss, every {recipe.validate_every} steps"
+        + (f", of a moving average of the weights ({recipe.ema:g})" if recipe.ema else ""),
         "tuning": spec.tuning or "none",
     }
 
@@ -259,23 +215,29 @@ def batch_loss(model: nn.Module, batch: Batch, precision: str, generator: torch.
     return segmentation_loss(logits, batch.masks)
 
 
-def validate(model: nn.Module, data: DecodedSamples, recipe: Recipe, seed: int) -> tuple[float, float]:
-    """Mean loss and mean Dice over the prompts of `data` at training resolution; the same draws every time."""
+def validate(
+    model: nn.Module, data: DecodedSamples, recipe: Recipe, seed: int, at_once: int, workers: Workers
+) -> tuple[float, float]:
+    """Mean loss and mean Dice over the prompts of `data` at training resolution; the same draws every time.
+
+    `at_once` images at a time, of which each worker has every so many-th batch.
+    """
     device = next(model.parameters()).device
-    losses, dices, weights = [], [], []
+    rows = []  # loss, Dice, prompts of a batch
     model.eval()
-    for batch, samples in evaluation_batches(data, recipe.batch_images):
+    for batch, samples in evaluation_batches(data, at_once, workers.share):
         batch = to_device(batch, device)
         with torch.inference_mode():
             with autocast(device, recipe.precision):
                 asked = zip(batch.image_index.tolist(), batch.prompts, strict=True)
                 generators = [generator_for(samples[image].image_id, prompt, seed, device) for image, prompt in asked]
                 logits = model(batch.images, batch.prompts, batch.image_index, generator=generators)
-            losses.append(segmentation_loss(logits, batch.masks).item())
+            loss = segmentation_loss(logits, batch.masks).item()
             predicted, truth = logits_to_original(logits, *batch.masks.shape[-2:]) > 0, batch.masks > 0.5
             both = (predicted & truth).sum((1, 2))
-            dices.append((2 * both / (predicted.sum((1, 2)) + truth.sum((1, 2))).clamp(min=1)).mean().item())
-            weights.append(len(batch.prompts))
+            dice = (2 * both / (predicted.sum((1, 2)) + truth.sum((1, 2))).clamp(min=1)).mean().item()
+            rows.append((loss, dice, len(batch.prompts)))
+    losses, dices, weights = zip(*workers.join(rows), strict=True)
     total = sum(weights)
     mean = lambda values: sum(v * w for v, w in zip(values, weights, strict=True)) / total  # noqa: E731
     return mean(losses), mean(dices)
@@ -293,7 +255,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`; prompts are strings and stay."""
     masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
     images = batch.images.to(device, non_blocking=True)
-    return Batch(images, batch.prompts, batch.image_index.to(device), masks)
+    return replace(batch, images=images, image_index=batch.image_index.to(device), masks=masks)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

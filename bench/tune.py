@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from bench import run as driver
 from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError
-from bench.execute import run_state
+from bench.execute import build, run_state
 from bench.interface import FitSummary, Sample, Spread
 from bench.plan import Plan, Request, show
 from bench.publish import publish_rest, starting_weights
@@ -85,23 +85,30 @@ def loss_at(run_dir: Path, rung: int) -> float | None:
 
 
 def fit_configuration(
-    spec: RunSpec, suite_dir: Path, run_dir: Path, tracker: Tracker | None, spread: Spread | None
+    spec: RunSpec,
+    suite_dir: Path,
+    run_dir: Path,
+    tracker: Tracker | None,
+    spread: Spread | None,
+    micro_batch: int | None = None,
 ) -> dict[str, Any]:
     """The `work` of a trial (`bench.execute`): fit, to the end, to a rung or until the loss is no number any more.
 
     The FitSummary as a dict, with "outcome" as `bench.tuned.Trial` has it. Leaves no weights and no records.
     """
     from bench import environment
-    from bench.methods import METHODS
+    from bench.workers import Quiet, here
 
     sides = SIDES.validate_python(read_json(suite_dir / SAMPLES, "run `bench tune` again"))
     search = read_json(suite_dir / SEARCH.format(spec.method, spec.backbone), "run `bench tune` again")
-    write_json(run_dir / "env.json", environment.describe(spec.seed) | starting_weights(spec))
     environment.seed_everything(spec.seed)
+    method = build(spec, spread, micro_batch)
+    if not here().leads:
+        return asdict(method.fit(sides["train"], sides["val"], run_dir, Quiet()))
+    write_json(run_dir / "env.json", environment.describe(spec.seed) | starting_weights(spec))
     others = [suite_dir / run_id for run_id in search["runs"] if run_id != spec.run_id]
     log = Halving(run_dir, tracker, search["budget"]["rungs"], others)
     log.progress("prepare", 0, 1)
-    method = METHODS[spec.method].build(spec)
     started = time.perf_counter()
     try:
         fit, outcome = method.fit(sides["train"], sides["val"], run_dir, log), "trained"
@@ -271,7 +278,7 @@ def _begin(specs: Sequence[RunSpec], budget: Budget, folder: Path) -> None:
 def _show(plan: Plan, request: Request, console: Console) -> list[RunSpec]:
     """Prints the search; the configurations that have not ended."""
     todo = [spec for spec in plan.specs if not _has_ended(spec, plan.folder)]
-    show(plan, console, todo)
+    show(plan, console, todo, request.executor)
     budget = _budget(plan, request)
     console.print(
         f"search   {budget}: of {' '.join(budget.space)}; about a third goes on at steps "

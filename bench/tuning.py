@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials of a suite: with `bench.cluster` the only file that imports ray.
+"""Ray Tune runs the trials of a suite: with `bench.launch` and `bench.cluster` the only file that imports ray.
 
 Ray places the trials on cores and GPUs and nothing more: what is finished, what goes on and what failed is
 read from the run folders, so a killed driver loses nothing and a fresh Tuner is given the missing trials
@@ -24,10 +24,11 @@ from typing import Any
 
 from bench.cluster import check_nodes, connected_hardware, our_code, reach
 from bench.environment import NODE, Hardware
-from bench.errors import UserError
-from bench.estimate import resources
-from bench.execute import Work, execute, mark_interrupted, run_state
+from bench.errors import PartLost, UserError
+from bench.estimate import lanes, resources, workers_of
+from bench.execute import Work, execute, fit_and_predict, mark_interrupted, run_state
 from bench.interface import Spread
+from bench.launch import Team
 from bench.spec import Profile, RunSpec
 from bench.stopping import stop_requested
 
@@ -43,15 +44,12 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # data paths and the tracking store keep their meaning
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a worker prints goes into the run's output.log
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a CPU trial sees no GPU
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",  # nnU-Net's experts
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-
-
-class PartLost(BaseException):
-    """The process or node that ran a part of a trial is gone. No Exception: the trial has not failed, it goes on."""
 
 
 def run_trials(
@@ -96,12 +94,13 @@ def run_trials_here(
     tracking_uri: str | None = None,
     parent: str | None = None,
     work: Work | None = None,
+    micro_batch: int | None = None,
 ) -> None:
     """The same in this process, one after the other: for debuggers, tests and machines where Ray does not
     start.
     """
     for spec in specs:
-        execute(spec, suite_dir, tracking_uri, parent, work=work)
+        execute(spec, suite_dir, tracking_uri, parent, work=work, micro_batch=micro_batch)
 
 
 def _threads(cpus: float) -> dict[str, str]:
@@ -179,13 +178,17 @@ def _fit(
     reserved = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
     spread = partial(_spread, resources(profile.cpus_per_expert, profile.gpus_per_expert, 0, hardware))
     texts = [spec.model_dump_json() for spec in specs]
-    trainable = _trainable(texts, str(suite_dir), tracking_uri, parent, spread, work)
-    waits = [METHODS[spec.method].spreads for spec in specs]
+    team = None
+    if (count := workers_of(profile, hardware)) > 1:
+        team = Team(count, reserved, str(storage / "workers"), tracking_uri, parent, work or fit_and_predict)
+    trainable = _trainable(texts, str(suite_dir), tracking_uri, parent, spread, work, team, profile.micro_batch)
+    waits = [METHODS[spec.method].spreads or (team is not None and spec.recipe is not None) for spec in specs]
     tuner = tune.Tuner(
-        # a trial that holds a core while it waits for its experts would leave them none
+        # a trial that holds a core while it waits for its experts or workers would leave them none
         tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else reserved),
         param_space={"trial": tune.grid_search(list(range(len(specs))))},
-        tune_config=tune.TuneConfig(num_samples=1),  # no scheduler: `bench.tune` stops by the files
+        # no scheduler: `bench.tune` stops by the files. Trials that reserve nothing would all begin at once
+        tune_config=tune.TuneConfig(num_samples=1, max_concurrent_trials=lanes(profile, hardware) if team else None),
         run_config=tune.RunConfig(
             name=suite_dir.name,
             storage_path=str(storage),
@@ -226,8 +229,12 @@ def _trainable(
     parent: str | None,
     spread: Spread,
     work: Work | None,
+    team: Team | None,
+    micro_batch: int | None,
 ) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries."""
+    """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries. `team` trains what the
+    shared recipe does.
+    """
 
     def trial(config: dict[str, Any]) -> None:
         import ray
@@ -238,7 +245,8 @@ def _trainable(
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
         try:
-            execute(spec, Path(suite_dir), tracking_uri, parent, spread, work)
+            by = work if team is None or spec.recipe is None else team
+            execute(spec, Path(suite_dir), tracking_uri, parent, spread, by, micro_batch)
         except PartLost as error:
             raise RuntimeError(str(error)) from None  # Tune begins the trial again
         except KeyboardInterrupt:

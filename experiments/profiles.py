@@ -95,6 +95,7 @@ GPU = Profile(
     cpus_per_trial=8,
     gpus_per_trial=1,
     memory_gib_per_trial=16,  # not measured
+    micro_batch=16,
     cpus_per_expert=4,
     gpus_per_expert=0.5,  # nnU-Net plans for 8 GiB
 )
@@ -120,6 +121,8 @@ PAPER = Profile(
     cpus_per_trial=8,
     gpus_per_trial=1,
     memory_gib_per_trial=16,  # not measured
+    workers_per_trial=32,
+    micro_batch=12,
     cpus_per_expert=4,
     gpus_per_expert=0.5,  # nnU-Net plans for 8 GiB
 )

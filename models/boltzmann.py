@@ -11,6 +11,30 @@ from torch import Tensor
 # what draws: one generator for all prompts, or one for each, whose draws then do not depend on the others
 Draws = torch.Generator | Sequence[torch.Generator] | None
 
+
+class SharedGenerator(torch.Generator):
+    """One generator for a batch that is worked on in parts, here or in several processes.
+
+    Each part begins from the same state and draws for all `total` prompts of the batch (None: they are all here), of
+    which its own begin at `first`: the noise of a prompt does not depend on how the batch is split.
+    """
+
+    first: int = 0
+    total: int | None = None
+
+
+def uniform(shape: torch.Size, device: torch.device, generator: Draws) -> Tensor:
+    """Noise in [0, 1) of `shape` (P, ...), of P prompts; drawn prompt by prompt but for a plain generator."""
+    if generator is None or type(generator) is torch.Generator:
+        return torch.rand(shape, device=device, generator=generator)
+    if not isinstance(generator, SharedGenerator):
+        return torch.stack([torch.rand(shape[1:], device=device, generator=own) for own in generator])
+    noise, others = torch.empty(shape, device=device), torch.empty(shape[1:], device=device)
+    for place in range(-generator.first, (generator.total or shape[0]) - generator.first):
+        (noise[place] if 0 <= place < len(noise) else others).uniform_(generator=generator)
+    return noise
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     # from 1 to 0 while x, the share of the layers that are done, goes from 0 to 1
     "linear": lambda x: 1 - x,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import MLP, CrossAttention, FeedForward, SelfAttention
-from models.boltzmann import Draws, annealed_temperature, sample_tokens, threshold_tokens
+from models.boltzmann import Draws, annealed_temperature, sample_tokens, threshold_tokens, uniform
 from models.config import ModelConfig
 from models.semantic import SemanticMap
 
@@ -44,18 +44,14 @@ class Decoder(nn.Module):
         if config.attention == "threshold":
             return threshold_tokens(logits)
         one_for_all = generator is None or isinstance(generator, torch.Generator)
+        if config.compare_per_head:
+            logits = logits[:, None].expand(-1, config.heads, -1, -1)
+        noise = uniform(logits.shape, logits.device, generator)
         # on a CPU prompt by prompt: what is computed on the way then stays in the cache
-        parts = [logits] if logits.is_cuda and one_for_all else logits.split(1)
-        generators = [generator] * len(parts) if one_for_all else generator
+        size = len(logits) if logits.is_cuda and one_for_all else 1
         temperature = annealed_temperature(config.temperature, layer, config.layers, config.annealing)
-        drawn = [self._sample(part, temperature, own) for part, own in zip(parts, generators, strict=True)]
-        return torch.cat(drawn)
-
-    def _sample(self, logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-        if self.config.compare_per_head:
-            logits = logits[:, None].expand(-1, self.config.heads, -1, -1)
-        noise = torch.rand(logits.shape, device=logits.device, generator=generator)
-        return sample_tokens(logits, temperature, self.config.sampling_ratio, noise)
+        parts = zip(logits.split(size), noise.split(size), strict=True)
+        return torch.cat([sample_tokens(part, temperature, config.sampling_ratio, own) for part, own in parts])
 
     def forward(
         self,

@@ -18,7 +18,7 @@ import torch
 from bench.data.augment import View, draw_view, view_image, view_mask
 from bench.data.dataset import load_image, load_mask
 from bench.data.geometry import image_to_square, mask_to_square
-from bench.interface import Batch, Sample
+from bench.interface import Batch, Part, Sample
 from bench.spec import Recipe
 
 
@@ -92,7 +92,12 @@ def dataset_weights(counts: Sequence[int], rule: str) -> np.ndarray:
 
 
 def training_batches(
-    data: DecodedSamples, recipe: Recipe, seed: int, workers: int | None = None, start: int = 0
+    data: DecodedSamples,
+    recipe: Recipe,
+    seed: int,
+    workers: int | None = None,
+    start: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Endless training batches; the sequence is a function of data, recipe and seed, not of method or `workers`.
 
@@ -101,27 +106,34 @@ def training_batches(
     each is prepared when it is asked for. Three batches are in memory at most: the one the caller still holds while
     it asks for the next, that next one, and the one after it. Each has batch_images x (3 + prompts_per_image) x S x S
     bytes. The decoded samples are mapped files, of which the system keeps in memory what there is room for.
+    `share` (rank, count): only the images of one of `count` processes, which are a part of the same batch.
     """
-    draws = islice(_training_draws(data, recipe, seed), start, None)
+    draws = (_share(whole, *share) for whole in islice(_training_draws(data, recipe, seed), start, None))
     workers = torch.get_num_threads() if workers is None else workers
     if workers == 0:
         while True:
-            yield make_batch(data, next(draws))
+            yield make_batch(data, *next(draws))
     with ThreadPoolExecutor(workers, "input") as pool:
-        batch, writes = _begin_batch(data, next(draws))
+        batch, writes = _begin_batch(data, *next(draws))
         written = [pool.submit(write) for write in writes]
         while True:
             for future in written:
                 future.result()
             ready = batch
-            batch, writes = _begin_batch(data, next(draws))
+            batch, writes = _begin_batch(data, *next(draws))
             written = [pool.submit(write) for write in writes]
             yield ready
 
 
-def evaluation_batches(data: DecodedSamples, batch_images: int) -> Iterator[tuple[Batch, list[Sample]]]:
-    """Every sample once, in order, with all its targets and their first phrasing."""
-    for start in range(0, len(data.samples), batch_images):
+def evaluation_batches(
+    data: DecodedSamples, batch_images: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Batch, list[Sample]]]:
+    """Every sample once, in order, with all its targets and their first phrasing.
+
+    `share` (rank, count): every `count`-th batch, from the one of number `rank` on.
+    """
+    rank, count = share
+    for start in range(rank * batch_images, len(data.samples), count * batch_images):
         samples = data.samples[start : start + batch_images]
         draws = [
             Draw(row, range(len(sample.targets)), [target.prompts[0] for target in sample.targets])
@@ -130,15 +142,17 @@ def evaluation_batches(data: DecodedSamples, batch_images: int) -> Iterator[tupl
         yield make_batch(data, draws), list(samples)
 
 
-def make_batch(data: DecodedSamples, draws: Sequence[Draw]) -> Batch:
+def make_batch(data: DecodedSamples, draws: Sequence[Draw], part: Part | None = None) -> Batch:
     """The images of `draws`, of each the listed targets with the given phrasing; uint8."""
-    batch, writes = _begin_batch(data, draws)
+    batch, writes = _begin_batch(data, draws, part)
     for write in writes:
         write()
     return batch
 
 
-def _begin_batch(data: DecodedSamples, draws: Sequence[Draw]) -> tuple[Batch, list[Callable[[], None]]]:
+def _begin_batch(
+    data: DecodedSamples, draws: Sequence[Draw], part: Part | None = None
+) -> tuple[Batch, list[Callable[[], None]]]:
     """A batch whose pixels are still to be written, and for each image the call that writes its own."""
     size = data.images.shape[1]
     index = [position for position, draw in enumerate(draws) for _ in draw.targets]
@@ -150,7 +164,7 @@ def _begin_batch(data: DecodedSamples, draws: Sequence[Draw]) -> tuple[Batch, li
         for position, (draw, first) in enumerate(zip(draws, first_mask, strict=False))
     ]
     prompts = [phrase for draw in draws for phrase in draw.phrases]
-    return Batch(images.permute(0, 3, 1, 2), prompts, torch.tensor(index), masks), writes
+    return Batch(images.permute(0, 3, 1, 2), prompts, torch.tensor(index), masks, part), writes
 
 
 def _write_image(data: DecodedSamples, draw: Draw, image: np.ndarray, masks: np.ndarray) -> None:
@@ -167,6 +181,13 @@ def _write_image(data: DecodedSamples, draw: Draw, image: np.ndarray, masks: np.
             mask[:] = stored
         else:
             view_mask(stored, draw.view, mask)
+
+
+def _share(draws: list[Draw], rank: int, count: int) -> tuple[list[Draw], Part]:
+    """The images of process `rank` of `count`: as many as the others', or one more."""
+    start, end = (len(draws) * place // count for place in (rank, rank + 1))
+    prompts = [len(draw.targets) for draw in draws]
+    return draws[start:end], Part(sum(prompts[:start]), sum(prompts))
 
 
 def _training_draws(data: DecodedSamples, recipe: Recipe, seed: int) -> Iterator[list[Draw]]:

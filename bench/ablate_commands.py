@@ -37,6 +37,7 @@ def ablate(
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
     address: options.Address = None,
+    storage: options.Storage = None,
     tracking_uri: options.TrackingUri = None,
     name_of_run: Annotated[
         str | None, typer.Option("--name", help="Folder under runs/; default: ablate and the data sets' names.")
@@ -75,6 +76,7 @@ def ablate(
         seeds=options.seed_numbers(seeds),
         executor=executor.value,
         address=address,
+        storage=storage,
         tracking_uri=tracking_uri,
         name=name_of_run,
         runs_dir=runs_dir,

@@ -32,7 +32,7 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
             raise
         print(f"no checkpoint at step {step}: {message}")
         return
-    for file in _files(run_dir)[KEPT:]:
+    for file in checkpoints(run_dir)[KEPT:]:
         file.unlink(missing_ok=True)
 
 
@@ -40,7 +40,7 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its state, on the CPU; None where there is none. A line for each that is not."""
     import torch
 
-    for file in _files(run_dir):
+    for file in checkpoints(run_dir):
         if file.stem.endswith(sha256_of(file)[:16]):
             return file, torch.load(file, map_location="cpu", weights_only=True)
         print(f"{file.name} is torn or was altered: the checkpoint before it is taken")
@@ -49,10 +49,10 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def forget_checkpoints(run_dir: Path) -> None:
     """Removes all of them: the run is finished, or is to begin anew."""
-    for file in [*_files(run_dir), run_dir / "resume.partial"]:
+    for file in [*checkpoints(run_dir), run_dir / "resume.partial"]:
         file.unlink(missing_ok=True)
 
 
-def _files(run_dir: Path) -> list[Path]:
-    """The newest first."""
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; whether they are whole is not looked at."""
     return sorted((file for file in run_dir.glob("resume-*.pt") if NAME.fullmatch(file.name)), reverse=True)

@@ -64,6 +64,7 @@ def run(
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
     address: options.Address = None,
+    storage: options.Storage = None,
     tracking_uri: options.TrackingUri = None,
     name: options.Name = None,
     backbone_weights: options.BackboneWeights = None,
@@ -107,6 +108,7 @@ def run(
       bench run --suite main --profile paper --measure
       bench run --suite main --splits splits.json
       bench run --suite main --address auto
+      bench run --suite main --address auto --storage s3://bucket/runs
       bench run --suite main --profile gpu --backbone-weights facebook/sam2-hiera-small
       bench run --suite main --weights biomedparse=biomedparse_v1.pt
       bench run --suite main --methods boltzformer,sam --tuned
@@ -123,6 +125,7 @@ def run(
         seeds=options.seed_numbers(seeds),
         executor=executor.value,
         address=address,
+        storage=storage,
         tracking_uri=tracking_uri,
         name=name,
         runs_dir=runs_dir,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.atomic import read_json, write_json
 from bench.environment import GIT_STATE, PACKAGES, Hardware, git_state, package_versions
 from bench.errors import UserError
+from bench.sharing import leave_probe, outside, problem_with
 
 PACKAGE_FOLDERS = ("bench", "models", "baselines", "experiments", "reports")
 ANSWER = 120.0  # seconds for a node to say what it has; it may have to fetch our code first
@@ -84,8 +88,9 @@ def _working_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
-def check_nodes(suite_dir: Path) -> None:
-    """UserError unless each node has the packages of this machine, sees the suite's folder and the data, and can write.
+def check_nodes(suite_dir: Path, storage: str | None = None) -> None:
+    """UserError unless each node has the packages of this machine, sees the data, and can read and write the suite's
+    folder, or the URL `storage` instead of it.
 
     Before anything trains: a node that lacks something would fail every trial that lands there.
     """
@@ -95,13 +100,13 @@ def check_nodes(suite_dir: Path) -> None:
     suite_file = suite_dir / "suite.json"
     data = read_json(suite_file, "run `bench run` again").get("data", {}) if suite_file.exists() else {}
     versions = {name: version for name, version in package_versions().items() if name != "boltzbench"}
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=suite_dir) as probe:
-        write_json(Path(probe) / "from-driver.json", {"written": probe})
+    roots = sorted(data.values()) if storage is None else outside(data, suite_dir)
+    with _probe(suite_dir, storage) as probe:
         ask = ray.remote(num_cpus=0, max_retries=0)(_problems_here)
         nodes = _working_nodes()
         answers = [
             ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                versions, probe, sorted(data.values())
+                versions, probe, storage, roots
             )
             for node in nodes
         ]
@@ -128,8 +133,26 @@ def _answer(answer: Any) -> list[str]:
         return [" ".join(str(error).split())[:300]]
 
 
-def _problems_here(versions: dict[str, str], probe: str, data: list[str]) -> list[str]:
+@contextlib.contextmanager
+def _probe(suite_dir: Path, storage: str | None) -> Iterator[str]:
+    """A file that nodes are to find: in the suite's folder, or at the URL. Its folder, or its name there."""
+    if storage is None:
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=suite_dir) as probe:
+            write_json(Path(probe) / "from-driver.json", {"written": probe})
+            yield probe
+        return
+    probe = uuid.uuid4().hex
+    remove = leave_probe(storage, probe)
+    try:
+        yield probe
+    finally:
+        remove()
+
+
+def _problems_here(versions: dict[str, str], probe: str, storage: str | None, data: list[str]) -> list[str]:
     """What keeps trials from running on this node, each with its fix; run there."""
+    import ray
+
     problems = []
     here = package_versions(PACKAGES)
     # 2.9.0+cu128 and 2.9.0+cpu are one version for two kinds of machine
@@ -138,16 +161,24 @@ def _problems_here(versions: dict[str, str], probe: str, data: list[str]) -> lis
         has = ", ".join(f"{name} {here.get(name, 'missing')}" for name in other)
         wanted = " ".join(f"{name}=={version.partition('+')[0]}" for name, version in other.items())
         problems.append(f"{has}: install what the driver has (pip install {wanted})")
-    folder = Path(probe)
-    try:
-        seen = json.loads((folder / "from-driver.json").read_text())["written"] == probe
-    except (OSError, ValueError):
-        seen = False
-    if not seen:
-        problems.append(f"does not see {folder.parent}: give --runs-dir a folder that all nodes share")
-    elif not os.access(folder, os.W_OK):
-        problems.append(f"cannot write to {folder.parent}: give its user the right to")
+    if storage is None:
+        problems += _problems_with_folder(Path(probe))
+    elif problem := problem_with(storage, probe, ray.get_runtime_context().get_node_id()):
+        problems.append(problem)
     missing = [root for root in data if not (Path(root) / "train.json").exists()]
     if missing:
         problems.append(f"does not see {', '.join(missing)}: put the data where all nodes see them by the same path")
     return problems
+
+
+def _problems_with_folder(probe: Path) -> list[str]:
+    """What keeps this node from reading and writing the suite's folder, in which the driver left `probe`."""
+    try:
+        seen = json.loads((probe / "from-driver.json").read_text())["written"] == str(probe)
+    except (OSError, ValueError):
+        seen = False
+    if not seen:
+        return [f"does not see {probe.parent}: give --runs-dir a folder that all nodes share, or --storage a URL"]
+    if not os.access(probe, os.W_OK):
+        return [f"cannot write to {probe.parent}: give its user the right to"]
+    return []

@@ -55,6 +55,15 @@ Address = Annotated[
         metavar="auto|HOST:PORT",
     ),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="Where machines that share no folder exchange the suite's files: s3://, gs://, any URL of fsspec. "
+        "--runs-dir stays local and is brought up to date; on another machine the same command goes on. Credentials "
+        "come from the environment.",
+        metavar="URL",
+    ),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(

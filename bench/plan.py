@@ -57,6 +57,7 @@ class Request:
     ablations: tuple[str, ...] = ()  # of BoltzFormer instead of the suite's methods; `suite` then is the scale
     values: tuple[str, ...] | None = None  # of the one ablation
     address: str | None = None  # of a Ray cluster
+    storage: str | None = None  # a URL through which machines exchange the suite's files
     tracking_uri: str | None = None  # of MLflow's store
     space: tuple[str, ...] | None = None  # of `bench tune`, as written; () is the profile's grid
     trials: int | None = None  # configurations of the space
@@ -89,7 +90,7 @@ class Request:
         texts |= {"--seed": str(self.seeds[0])} if self.space is not None and self.seeds else {}
         texts |= {"--trials": str(self.trials)} if self.trials is not None else {}
         texts |= {"--tuned-from": str(self.tuned_from)} if self.tuned_from is not None else {}
-        texts |= {"--address": self.address, "--tracking-uri": self.tracking_uri}
+        texts |= {"--address": self.address, "--storage": self.storage, "--tracking-uri": self.tracking_uri}
         texts["--executor"] = self.executor if self.executor != "ray" else None
         texts["--runs-dir"] = str(self.runs_dir) if self.runs_dir != Path("runs") else None
         for option, text in texts.items():
@@ -138,12 +139,15 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     """Looks all names up. UserError (did you mean) for an unknown one or data that are not there."""
     from bench.data.splits import split_roots
     from bench.data.storage import datasets_at
+    from bench.exchange import check_url
     from bench.methods import METHODS
     from experiments import SUITES, profiles
     from experiments.ablations import SUITE as ABLATIONS_OF_BOLTZFORMER
 
     if request.runs_dir.exists() and not request.runs_dir.is_dir():
         raise UserError(f"{request.runs_dir} is a file: name a folder with --runs-dir")
+    if request.storage is not None:
+        check_url(request.storage)
     if request.suite not in SUITES:
         raise unknown_name("suite", request.suite, SUITES)
     suite = SUITES[request.suite]

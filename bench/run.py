@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import sharing
 from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first, workers_of
@@ -73,8 +74,9 @@ def run(request: Request, console: Console) -> int:
     plan = prepare(request, console)
     if plan is None:
         return USER_ERROR
-    plan = _with_kept(plan)
     with locked(plan.folder):
+        bring_from_storage(plan, request)
+        plan = _with_kept(plan)
         todo = missing(plan)
         show(plan, console, todo, request.executor)
         write_suite(plan, request)
@@ -92,7 +94,20 @@ def run(request: Request, console: Console) -> int:
             _report(plan, console, parent)
             if parent is not None:
                 parent.finish("FAILED" if failed else "FINISHED")
+        send_to_storage(plan, request)
     return exit_code(plan, failed)
+
+
+def bring_from_storage(plan: Plan, request: Request) -> None:
+    """Brings what `--storage` has of the suite into its folder. UserError where that is another one's."""
+    if request.storage is not None:
+        sharing.bring(request.storage, plan.folder, lambda: check_folder(plan, request.runs_dir))
+
+
+def send_to_storage(plan: Plan, request: Request) -> None:
+    """Sends what was made after the trials: reports, results of a search."""
+    if request.storage is not None:
+        sharing.exchange_of(request.storage, plan.folder).push()
 
 
 def prepare(request: Request, console: Console) -> Plan | None:
@@ -458,11 +473,14 @@ def train(
         (plan.folder / spec.run_id / "progress.json").unlink(missing_ok=True)
         mark_interrupted(plan.folder / spec.run_id, ("running", "failed"))
     shown = [spec for spec in plan.specs if spec not in left_out(plan)]
-    with Display(console, plan.folder, shown, expected, count, title):
+    url = request.storage
+    exchanging = contextlib.nullcontext() if url is None else sharing.following(url, plan.folder)
+    with Display(console, plan.folder, shown, expected, count, title), exchanging:
         if local:
-            tuning.run_trials_here(todo, plan.folder, uri, parent_id, work, choice.profile.micro_batch)
+            tuning.run_trials_here(todo, plan.folder, uri, parent_id, work, choice.profile.micro_batch, url)
         else:
-            tuning.run_trials(todo, plan.folder, choice.profile, choice.hardware, uri, parent_id, request.address, work)
+            hardware, address = choice.hardware, request.address
+            tuning.run_trials(todo, plan.folder, choice.profile, hardware, uri, parent_id, address, work, url)
 
 
 def failures(plan: Plan, console: Console) -> list[RunSpec]:

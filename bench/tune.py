@@ -141,6 +141,7 @@ def tune(request: Request, console: Console) -> int:
     if plan is None:
         return driver.USER_ERROR
     with driver.locked(plan.folder):
+        driver.bring_from_storage(plan, request)
         searches = _searches(plan)
         budget = _budget(plan, request)
         for specs in searches:
@@ -169,6 +170,7 @@ def tune(request: Request, console: Console) -> int:
             if parent is not None:
                 parent.artifacts(*files, plan.folder / "suite.json")
                 parent.finish("FAILED" if failed else "FINISHED")
+        driver.send_to_storage(plan, request)
     return driver.exit_code(plan, failed)
 
 

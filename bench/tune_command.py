@@ -37,6 +37,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the trainings and of the order of configurations.", min=0)] = 0,
     executor: options.ExecutorChoice = options.Executor.ray,
     address: options.Address = None,
+    storage: options.Storage = None,
     tracking_uri: options.TrackingUri = None,
     name: Annotated[
         str | None, typer.Option(help="Folder under runs/; default: the suite, tune and the data sets' names.")
@@ -83,6 +84,7 @@ def tune(
         seeds=(seed,),
         executor=executor.value,
         address=address,
+        storage=storage,
         tracking_uri=tracking_uri,
         name=name,
         runs_dir=runs_dir,

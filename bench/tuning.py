@@ -29,6 +29,7 @@ from bench.estimate import lanes, resources, workers_of
 from bench.execute import Work, execute, fit_and_predict, mark_interrupted, run_state
 from bench.interface import Spread
 from bench.launch import Team
+from bench.sharing import trial_folder
 from bench.spec import Profile, RunSpec
 from bench.stopping import stop_requested
 
@@ -61,9 +62,11 @@ def run_trials(
     parent: str | None = None,
     address: str | None = None,
     work: Work | None = None,
+    exchange_url: str | None = None,
 ) -> None:
     """Runs every spec once, in the order given, as many side by side as the profile's resources allow, on this machine
-    or on the Ray cluster at `address`. `work` is that of `execute`.
+    or on the Ray cluster at `address`. `work` is that of `execute`; trials work in `suite_dir`, or exchange files with
+    it through `exchange_url` (`bench.sharing`).
 
     Returns when all have ended, however they ended: status.json in each run folder says how.
     KeyboardInterrupt stops the trials at once, marks them "interrupted" and is passed on; it is raised, too, when the
@@ -73,15 +76,15 @@ def run_trials(
     if not specs:
         return
     suite_dir = suite_dir.resolve()
-    # Tune's own files; on a cluster where all nodes see them
-    storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=suite_dir if address else None))
+    # Tune's own files; on a cluster where all nodes see them, if there is such a place
+    storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=suite_dir if address and exchange_url is None else None))
     place = ray_at(address, profile.cpus_per_trial) if address else _ray(hardware, profile.cpus_per_trial)
     grace = STOP_GRACE + (SEEN_LATE if address else 0)
     try:
         with place:
             if address:
-                check_nodes(suite_dir)
-            _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work)
+                check_nodes(suite_dir, exchange_url)
+            _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
             mark_interrupted(suite_dir / spec.run_id)
@@ -95,12 +98,14 @@ def run_trials_here(
     parent: str | None = None,
     work: Work | None = None,
     micro_batch: int | None = None,
+    exchange_url: str | None = None,
 ) -> None:
     """The same in this process, one after the other: for debuggers, tests and machines where Ray does not
     start.
     """
     for spec in specs:
-        execute(spec, suite_dir, tracking_uri, parent, work=work, micro_batch=micro_batch)
+        with trial_folder(exchange_url, suite_dir, spec.run_id) as folder:
+            execute(spec, folder, tracking_uri, parent, work=work, micro_batch=micro_batch)
 
 
 def _threads(cpus: float) -> dict[str, str]:
@@ -168,6 +173,7 @@ def _fit(
     parent: str | None,
     grace: float,
     work: Work | None,
+    exchange_url: str | None,
 ) -> None:
     from ray import tune
 
@@ -178,11 +184,21 @@ def _fit(
     reserved = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
     spread = partial(_spread, resources(profile.cpus_per_expert, profile.gpus_per_expert, 0, hardware))
     texts = [spec.model_dump_json() for spec in specs]
+    # parts on other nodes would need the trial's folder
+    spread = spread if exchange_url is None else None
     team = None
     if (count := workers_of(profile, hardware)) > 1:
+        if exchange_url is not None:
+            raise UserError(
+                f"profile {profile.name} trains a trial on {count} workers, which share its folder: give --runs-dir one "
+                "that all nodes see, and leave --storage out"
+            )
         team = Team(count, reserved, str(storage / "workers"), tracking_uri, parent, work or fit_and_predict)
-    trainable = _trainable(texts, str(suite_dir), tracking_uri, parent, spread, work, team, profile.micro_batch)
-    waits = [METHODS[spec.method].spreads or (team is not None and spec.recipe is not None) for spec in specs]
+    trainable = _trainable(
+        texts, str(suite_dir), tracking_uri, parent, spread, work, team, profile.micro_batch, exchange_url
+    )
+    apart = [METHODS[spec.method].spreads and spread is not None for spec in specs]
+    waits = [parts or (team is not None and spec.recipe is not None) for parts, spec in zip(apart, specs, strict=True)]
     tuner = tune.Tuner(
         # a trial that holds a core while it waits for its experts or workers would leave them none
         tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else reserved),
@@ -227,10 +243,11 @@ def _trainable(
     suite_dir: str,
     tracking_uri: str | None,
     parent: str | None,
-    spread: Spread,
+    spread: Spread | None,
     work: Work | None,
     team: Team | None,
     micro_batch: int | None,
+    exchange_url: str | None,
 ) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs in a worker; it takes specs as JSON, which any pickle carries. `team` trains what the
     shared recipe does.
@@ -244,14 +261,15 @@ def _trainable(
         os.environ[NODE] = ray.get_runtime_context().get_node_id()
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         spec = RunSpec.model_validate(json.loads(texts[config["trial"]]))
-        try:
-            by = work if team is None or spec.recipe is None else team
-            execute(spec, Path(suite_dir), tracking_uri, parent, spread, by, micro_batch)
-        except PartLost as error:
-            raise RuntimeError(str(error)) from None  # Tune begins the trial again
-        except KeyboardInterrupt:
-            pass  # asked to stop; status.json says so
-        fit = run_state(Path(suite_dir) / spec.run_id).get("fit") or {}
+        with trial_folder(exchange_url, Path(suite_dir), spec.run_id) as folder:
+            try:
+                by = work if team is None or spec.recipe is None else team
+                execute(spec, folder, tracking_uri, parent, spread, by, micro_batch)
+            except PartLost as error:
+                raise RuntimeError(str(error)) from None  # Tune begins the trial again
+            except KeyboardInterrupt:
+                pass  # asked to stop; status.json says so
+            fit = run_state(folder / spec.run_id).get("fit") or {}
         dice = fit.get("best_val_dice")
         tune.report({"val_dice": float("nan") if dice is None else dice})
 

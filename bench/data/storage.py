@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CONNECTIONS = 16  # files copied at once: most of a small file's time is waiting for the server
 LOG = ".mirror.jsonl"
 CACHE = Path("runs") / "data"
-# what a listing calls the version of a file: S3, Google, Azure, SFTP, in memory
-VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "created")
+# what a listing calls the version of a file: S3, Google, Azure, SFTP, FTP, in memory
+VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "modify", "created")
 CREDENTIALS = {
     "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket FSSPEC_S3_ANON=true",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
@@ -66,8 +66,8 @@ def mirror(url: str, cache: Path, on_progress: Callable[[int, int], None] = lamb
     Raises UserError where `url` cannot be read, holds no data set, or a file comes incomplete.
     """
     protocol = url.split("://")[0]
-    with _telling(url):
-        system, root = _open(url)
+    with telling(url):
+        system, root = open_url(url)
         if protocol in ("file", "local"):
             return Path(root)
         listing = _listing(system, root)
@@ -90,8 +90,8 @@ def mirror(url: str, cache: Path, on_progress: Callable[[int, int], None] = lamb
 
 
 @contextmanager
-def _telling(url: str) -> Iterator[None]:
-    """Every storage has exceptions of its own: all become one line for the user."""
+def telling(url: str, done: str = "read") -> Iterator[None]:
+    """Every storage has exceptions of its own: all become one line for the user. `done`: what is done with it."""
     try:
         yield
     except UserError:
@@ -105,17 +105,20 @@ def _telling(url: str) -> Iterator[None]:
             fix = f"set {CREDENTIALS[protocol]}" if protocol in CREDENTIALS else f"see fsspec on {protocol}://"
             raise UserError(f"{url}: access denied ({text}); {fix}") from None
         raise UserError(
-            f"{url}: cannot be read ({type(error).__name__}: {text}); check the address and the connection"
+            f"{url}: cannot be {done} ({type(error).__name__}: {text}); check the address and the connection"
         ) from None
 
 
-def _open(url: str) -> tuple[AbstractFileSystem, str]:
+def open_url(url: str, folder: str = "set") -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL and the path in there. UserError for a protocol without one, or no path; `folder` is
+    the name in its example of one.
+    """
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations
 
     protocol = url.split("://")[0]
     if protocol not in known_implementations:
-        raise UserError(f"{url}: unknown protocol {protocol}://; give a folder or a URL such as s3://bucket/set")
+        raise UserError(f"{url}: unknown protocol {protocol}://; give a folder or a URL such as s3://bucket/{folder}")
     try:
         system, root = url_to_fs(url)
     except ImportError as error:
@@ -123,7 +126,8 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
         fix = error if package == "fsspec" else f"pip install {package}"
         raise UserError(f"{url}: a package for {protocol}:// is missing: {fix}") from None
     if ".." in root.split("/") or not root.strip("/"):
-        raise UserError(f"{url}: name the folder of a data set, such as {protocol}://bucket/set")
+        what = "a data set" if folder == "set" else f"the {folder}"
+        raise UserError(f"{url}: name the folder of {what}, such as {protocol}://bucket/{folder}")
     return system, root
 
 
@@ -186,7 +190,7 @@ def _copy(
 
 def _fetch(url: str, system: AbstractFileSystem, root: str, folder: Path, name: str, size: int | None) -> int:
     """Copies one file; its size in bytes."""
-    with _telling(url):
+    with telling(url):
         content = system.cat_file(f"{root.rstrip('/')}/{name}")
     if size is not None and len(content) != size:
         raise UserError(f"{url}: {name} came with {len(content)} of {size} bytes; run the same command again")

@@ -1,6 +1,10 @@
 """Fixtures of the tests that look into MLflow."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -29,3 +33,46 @@ def curves_in_folder():
         return {name: sorted(points) for name, points in found.items()}
 
     return read
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """storage("file" | "memory" | "ftp" | "s3") -> (URL that can be written, environment that it needs)."""
+    servers = []
+
+    def serve(*words):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        servers.append(subprocess.Popen([sys.executable, "-m", *map(str, words), "-p", str(port)], **quiet))
+        deadline = time.time() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return port
+            except OSError:
+                assert servers[-1].poll() is None and time.time() < deadline
+                time.sleep(0.1)
+
+    def place(protocol):
+        folder = tmp_path_factory.mktemp("storage")
+        if protocol == "ftp":
+            pytest.importorskip("pyftpdlib", reason="needs an FTP server: pip install pyftpdlib")
+            port = serve("pyftpdlib", "-w", "-i", "127.0.0.1", "-d", folder)
+            return f"ftp://127.0.0.1:{port}/place", {}
+        if protocol == "s3":
+            for package in ("s3fs", "moto"):
+                pytest.importorskip(package, reason="needs an S3 server: pip install s3fs 'moto[server]'")
+            import s3fs
+
+            port = serve("moto.server")
+            settings = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "test", "secret": "test"}
+            s3fs.S3FileSystem(**settings).mkdir("bucket")
+            return "s3://bucket/place", {f"FSSPEC_S3_{name.upper()}": value for name, value in settings.items()}
+        return (f"file://{folder}" if protocol == "file" else "memory://place"), {}
+
+    yield place
+    for server in servers:
+        server.kill()
+        server.wait()

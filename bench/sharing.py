@@ -1,0 +1,237 @@
+"""`bench run --storage URL`: a suite on machines that share no folder. Driver and trials exchange files through a URL.
+
+At the URL stand <suite>/ as it is in the runs folder, and data/ with the data sets that the driver generated or copied.
+The driver's runs folder stays local; a trial works in a temporary folder of its machine. Each file has one writer: the
+trial for its run folder, the driver for all else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bench.atomic import read_json, write_json, write_text
+from bench.checkpoint import checkpoints
+from bench.errors import UserError
+from bench.exchange import STATUS, Exchange
+from bench.execute import mark_interrupted
+from bench.stopping import STOP
+
+INTERVAL = 3.0  # seconds between two looks at what has changed
+SOON = 0.3  # seconds until what is not to wait is seen: a checkpoint, the wish to stop
+LIVE = ("status.json", "progress.json", "history.jsonl")  # what the driver reads while trials run
+DATA = "data"  # in the runs folder and at the URL
+TRIES = 4  # of what must not be lost: a trial's last files
+PAUSE = 5.0  # seconds before the second try, doubled each time
+
+
+def exchange_of(storage: str, suite_dir: Path) -> Exchange:
+    """A suite's folder and its place at the URL. UserError where both hold runs that have nothing to do with each
+    other.
+    """
+    exchange = Exchange(f"{storage.rstrip('/')}/{suite_dir.name}", suite_dir)
+    if exchange.is_new and (suite_dir / "suite.json").exists() and "suite.json" in exchange.names_there():
+        raise UserError(
+            f"{suite_dir} and {exchange.url} both hold a suite, and neither is the other's copy: choose another "
+            "--name, or remove one of them"
+        )
+    return exchange
+
+
+def bring(storage: str, suite_dir: Path, check: Callable[[], None]) -> None:
+    """Fetches what the URL has of a suite, all of it; `check` may refuse it when only suite.json and the like are here.
+
+    So a driver on a new machine goes on where another one was stopped.
+    """
+    exchange = exchange_of(storage, suite_dir)
+    exchange.pull(of_suite)
+    check()
+    exchange.pull()
+
+
+def of_suite(name: str) -> bool:
+    """Whether a file is the suite's, not a run's."""
+    return "/" not in name
+
+
+@contextmanager
+def following(storage: str, suite_dir: Path) -> Iterator[None]:
+    """The driver's side while trials run: sends what they need, fetches what they report, at the end all of it.
+
+    UserError where the URL cannot be read or written, before the trials and after them; what fails in between is
+    tried again.
+    """
+    exchange = exchange_of(storage, suite_dir)
+    exchange.remove(STOP)  # of a driver that was killed
+    for part in _data_sets(suite_dir / "suite.json", suite_dir.parent / DATA):
+        Exchange(f"{storage.rstrip('/')}/{DATA}/{part}", suite_dir.parent / DATA / part).push()
+    exchange.push()
+
+    def look() -> None:
+        exchange.push(lambda name: name == STOP)
+        exchange.pull(lambda name: name.rpartition("/")[2] in LIVE)
+
+    try:
+        with _every_few_seconds(look, (suite_dir / STOP).exists):
+            yield
+    finally:
+        exchange.remove(STOP)
+        exchange.pull()
+        for status in suite_dir.glob(f"*/{STATUS}"):  # whatever still says "running" was killed
+            mark_interrupted(status.parent)
+
+
+@contextmanager
+def trial_folder(storage: str | None, suite_dir: Path, run_id: str) -> Iterator[Path]:
+    """The suite's folder for one trial: without `storage` the driver's own, else one of this machine, which has the
+    suite's files and what the run has been through. What the trial changes in its run goes to the URL, in the end
+    all of it.
+    """
+    if storage is None:
+        yield suite_dir
+        return
+    home = _home(storage)
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=home, ignore_cleanup_errors=True) as folder:
+        here = Path(folder) / suite_dir.name
+        here.mkdir()
+        exchange = exchange_of(storage, here)
+
+        def own(name: str) -> bool:
+            return name.startswith(f"{run_id}/")
+
+        exchange.pull(lambda name: of_suite(name) or own(name))
+        _bring_data(storage, here, suite_dir.parent / DATA, home / DATA)
+        search = any(here.glob("search-*.json"))  # a configuration is judged by the curves of the others
+
+        def look() -> None:
+            exchange.push(own, prune=True)
+            if search:
+                exchange.pull(lambda name: name.endswith("/history.jsonl") and not own(name))
+            if exchange.has(STOP):
+                (here / STOP).touch()
+
+        try:
+            with _every_few_seconds(look, lambda: checkpoints(here / run_id)):
+                yield here
+        finally:
+            _surely(lambda: exchange.push(own, prune=True))
+
+
+def leave_probe(storage: str, text: str) -> Callable[[], None]:
+    """Writes a file with `text` at the URL, for `problem_with`; returns what removes it, and what nodes left there."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_text(Path(folder) / "from-driver", text)
+        probe = Exchange(f"{storage.rstrip('/')}/probe-{text}", Path(folder))
+        probe.push()
+
+    def remove() -> None:
+        for name in probe.names_there():
+            probe.remove(name)
+        with suppress(OSError):  # an object store has no folders
+            probe.system.rmdir(probe.root)
+
+    return remove
+
+
+def problem_with(storage: str, text: str, node: str) -> str | None:
+    """Why this machine cannot exchange files through the URL, with the fix; None where it can."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Exchange(f"{storage.rstrip('/')}/probe-{text}", Path(folder))
+            probe.pull()
+            if not (Path(folder) / "from-driver").exists():
+                return f"does not see at {storage} what the driver wrote: give --storage a URL that all nodes reach"
+            write_text(Path(folder) / node, text)
+            probe.push()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def outside(data: dict[str, str], suite_dir: Path) -> list[str]:
+    """The data set folders that do not travel through the URL: nodes have to see them by the same path."""
+    home = suite_dir.parent / DATA
+    return sorted(root for root in data.values() if not Path(root).is_relative_to(home))
+
+
+def _data_sets(suite_file: Path, home: Path) -> list[str]:
+    """The data sets of a suite that lie in `home`, generated or copied there, by their path from it."""
+    data = read_json(suite_file, "run `bench run` again")["data"].values()
+    return [Path(root).relative_to(home).as_posix() for root in data if Path(root).is_relative_to(home)]
+
+
+def _bring_data(storage: str, here: Path, there: Path, home: Path) -> None:
+    """Fetches the data sets that lie in the driver's `there` into `home`, and tells the suite's files in `here`."""
+    for part in _data_sets(here / "suite.json", there):
+        (home / part).mkdir(parents=True, exist_ok=True)
+        with (home / f"{part.replace('/', '-')}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other trials of this machine
+            Exchange(f"{storage.rstrip('/')}/{DATA}/{part}", home / part).pull()
+    for file in here.glob("*.json"):
+        write_json(file, _moved(read_json(file, "run `bench run` again"), f"{there}/", f"{home}/"))
+
+
+def _moved(value: Any, before: str, after: str) -> Any:
+    """`value`, of a JSON file, with each path below `before` below `after` instead."""
+    if isinstance(value, dict):
+        return {key: _moved(item, before, after) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, before, after) for item in value]
+    if isinstance(value, str) and value.startswith(before):
+        return after + value.removeprefix(before)
+    return value
+
+
+def _home(storage: str) -> Path:
+    """This machine's folder for what comes from the URL. UserError where it is another user's."""
+    name = hashlib.sha256(storage.encode()).hexdigest()[:16]
+    mine = Path(tempfile.gettempdir()) / f"boltzbench-{os.getuid()}"
+    mine.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if mine.is_symlink() or mine.stat().st_uid != os.getuid():
+        raise UserError(f"{mine} belongs to another user: remove it, or set TMPDIR")
+    (mine / name).mkdir(exist_ok=True)
+    return mine / name
+
+
+@contextmanager
+def _every_few_seconds(look: Callable[[], None], urgent: Callable[[], object]) -> Iterator[None]:
+    """Calls `look` in a thread, and at once when `urgent` has another value; a storage that does not answer is asked
+    again.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        looked, seen = time.monotonic(), urgent()
+        while not ended.wait(SOON):
+            now = urgent()
+            if now == seen and time.monotonic() - looked < INTERVAL:
+                continue
+            with suppress(UserError, OSError):
+                look()
+            looked, seen = time.monotonic(), now
+
+    thread = threading.Thread(target=watch, name="exchange", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _surely(work: Callable[[], None]) -> None:
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except UserError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(PAUSE * 2**attempt)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_json
-from bench.data.storage import CONNECTIONS, VERSION_FIELDS, open_url, telling
+from bench.data.storage import VERSION_FIELDS, connections, open_url, telling
 from bench.errors import UserError
 from bench.limits import load_json
 
@@ -178,7 +178,7 @@ class Exchange:
     def _each(self, work: Callable[[str], None], names: Sequence[str]) -> None:
         """`work` on each name, status.json after all others; side by side where the file system can."""
         for batch in ([n for n in names if not n.endswith(STATUS)], [n for n in names if n.endswith(STATUS)]):
-            with ThreadPoolExecutor(CONNECTIONS if self.system.async_impl else 1, "exchange") as pool:
+            with ThreadPoolExecutor(connections(self.system), "exchange") as pool:
                 list(pool.map(work, batch))
 
     def _fetch(self, name: str, version: str) -> None:

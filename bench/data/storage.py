@@ -85,7 +85,7 @@ def mirror(url: str, cache: Path, on_progress: Callable[[int, int], None] = lamb
             for name, version in listing.items()
             if copied.get(name) != version or not _is_whole(folder / name, version[0])
         }
-        _copy(partial(_fetch, url, system, root, folder), missing, log, on_progress)
+        _copy(partial(_fetch, url, system, root, folder), connections(system), missing, log, on_progress)
     return folder
 
 
@@ -167,14 +167,20 @@ def _is_whole(file: Path, size: int | None) -> bool:
     return file.is_file() and size in (None, file.stat().st_size)
 
 
+def connections(system: AbstractFileSystem) -> int:
+    """How many files at once: one where the file system has a single connection, which threads must not share."""
+    return CONNECTIONS if system.async_impl else 1
+
+
 def _copy(
     fetch: Callable[[str, int | None], int],
+    count: int,
     missing: dict[str, list],
     log: TextIO,
     on_progress: Callable[[int, int], None],
 ) -> None:
     done, total = 0, sum(size or 0 for size, _ in missing.values())
-    with ThreadPoolExecutor(CONNECTIONS, "mirror") as pool:
+    with ThreadPoolExecutor(count, "mirror") as pool:
         running = {pool.submit(fetch, name, size): name for name, (size, _) in missing.items()}
         try:
             for future in as_completed(running):

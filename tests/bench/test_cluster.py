@@ -157,8 +157,8 @@ def test_a_node_that_does_not_share_the_folder_is_named_with_the_fix(bench, squa
         cluster.shutdown()
     assert done.returncode == 2, done.stdout[-2000:]
     assert re.search(
-        rf"^error: node .*: does not see {runs}/two: give --runs-dir a folder that all nodes share, or --storage a URL; "
-        rf"does not see {squares}: put the data",
+        rf"^error: node .*: does not see {runs}/two: give --runs-dir a folder that all nodes share, "
+        rf"or --storage a URL; does not see {squares}: put the data",
         done.stderr,
         re.MULTILINE,
     ), done.stderr

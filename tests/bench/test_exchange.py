@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import fsspec.config
 import pytest
-from hypothesis import HealthCheck, given, settings
 from fsspec.config import set_conf_env
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UserError

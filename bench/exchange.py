@@ -202,8 +202,7 @@ class Exchange:
         file, there = self.folder / name, f"{self.root}/{name}"
         where = there.rpartition("/")[0]
         if not self._whole and where not in self._made:
-            self.system.makedirs(where, exist_ok=True)
-            self._made.add(where)
+            self._make_folder(where)
         target = there if self._whole else f"{where}/.{uuid.uuid4().hex}.tmp"
         if stamp[0] > LARGE:
             self.system.put_file(str(file), target)
@@ -215,6 +214,15 @@ class Exchange:
         if not self._whole:
             self.system.mv(target, there)
         return self._stamp(name) == stamp
+
+    def _make_folder(self, where: str) -> None:
+        try:
+            self.system.makedirs(where, exist_ok=True)
+        except Exception:  # each file system has its own for what another machine has just made
+            self.system.invalidate_cache()
+            if not self.system.isdir(where):
+                raise
+        self._made.add(where)
 
     def _note(self, sent: Sequence[str], stamps: dict[str, Stamp]) -> None:
         """Writes down that what was sent is the same on both sides."""

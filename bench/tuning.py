@@ -190,8 +190,8 @@ def _fit(
     if (count := workers_of(profile, hardware)) > 1:
         if exchange_url is not None:
             raise UserError(
-                f"profile {profile.name} trains a trial on {count} workers, which share its folder: give --runs-dir one "
-                "that all nodes see, and leave --storage out"
+                f"profile {profile.name} trains a trial on {count} workers, which share its folder: leave --storage "
+                "out and give --runs-dir a folder that all nodes see"
             )
         team = Team(count, reserved, str(storage / "workers"), tracking_uri, parent, work or fit_and_predict)
     trainable = _trainable(

@@ -1,18 +1,11 @@
 """Real Ray Train on this machine: two workers by gloo train to the curve, and end as, one process does."""
 
 import json
-import os
-import signal
-import threading
-import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from bench import tuning
-from bench.checkpoint import newest_checkpoint
 from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
 from bench.environment import Hardware

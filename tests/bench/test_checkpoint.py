@@ -55,9 +55,9 @@ def splits(toy):
     return make_splits([load_dataset(toy)])
 
 
-def spec_of(splits, method="boltzformer"):
+def spec_of(splits, method="boltzformer", **changes):
     names = {"suite": "test", "profile": "test", "method": method, "backbone": "hiera_xt", "seed": 0}
-    return RunSpec(**names, split_hash=splits.hash, recipe=RECIPE, model=MODEL)
+    return RunSpec(**names, split_hash=splits.hash, recipe=RECIPE.model_copy(update=changes), model=MODEL)
 
 
 def fit(spec, splits, run_dir, last=None):
@@ -114,10 +114,10 @@ def test_a_damaged_one_is_passed_over(damage, tmp_path, capsys):
     assert f"{file.name} is torn or was altered" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["boltzformer", "sam3"])
-def test_training_goes_on_from_any_step_to_the_same_bits(method, splits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "ema"), [("boltzformer", 0.0), ("sam3", 0.0), ("boltzformer", 0.8)])
+def test_training_goes_on_from_any_step_to_the_same_bits(method, ema, splits, tmp_path, monkeypatch):
     """Killed after each step in turn, with a checkpoint at every step, at validations only, and none at all."""
-    spec = spec_of(splits, method)
+    spec = spec_of(splits, method, ema=ema)
     whole = tmp_path / "whole" / spec.run_id
     summary = fit(spec, splits, whole)
     for interval, kills in ((0.0, range(1, STEPS + 1)), (600.0, (2, 5, 4))):

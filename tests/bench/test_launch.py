@@ -1,16 +1,24 @@
 """Real Ray Train on this machine: two workers by gloo train to the curve, and end as, one process does."""
 
 import json
+import threading
+import time
 
+import psutil
 import pytest
 import torch
 
 from bench import tuning
+from bench.checkpoint import newest_checkpoint
 from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
 from bench.environment import Hardware
+from bench.errors import PartLost, UserError
 from bench.execute import run_state
+from bench.launch import cause_of
 from bench.methods import make_spec
+from bench.stopping import STOP
+from bench.workers import PeerLost
 from experiments import SUITES
 from experiments.profiles import PROFILES
 
@@ -25,6 +33,7 @@ TWO_WORKERS = PROFILES["smoke"].model_copy(
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
+    """As a worker has."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -46,27 +55,111 @@ def suite(toy, tmp_path):
     return make
 
 
-def specs_of(methods, split_hash, profile=TWO_WORKERS):
-    return [make_spec(SUITES["smoke"], profile, method, "hiera_xt", 0, split_hash) for method in methods]
+def spec_of(method, split_hash, **changes):
+    profile = TWO_WORKERS.model_copy(update={"recipe": RECIPE.model_copy(update=changes)})
+    return make_spec(SUITES["smoke"], profile, method, "hiera_xt", 0, split_hash)
 
 
-def curves(run_dir):
-    """{step: {name: value}} of history.jsonl."""
+def curve(run_dir):
+    """The points of history.jsonl, times left out."""
     rows = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    return {row["step"]: {name: row[name] for name in row if name not in ("step", "time")} for row in rows}
+    return [{name: row[name] for name in row if name != "time"} for row in rows]
 
 
+def losses(run_dir):
+    return {(row["step"], name): row[name] for row in curve(run_dir) for name in row if name.endswith("_loss")}
+
+
+def workers_of(run_dir):
+    """The processes that train a run: each has the mapped images, and the leader alone output.log."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(f"{run_dir.parent}/cache" in place.path for place in process.memory_maps()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
 def test_two_workers_of_four_images_train_as_one_of_eight(suite):
+    """A trial whose loss is not finite ends alone; nothing but the trials' files is left."""
     (together, split_hash), (alone, _) = suite("together"), suite("alone")
-    specs = specs_of(("boltzformer", "sam", "sam3"), split_hash)
-    tuning.run_trials(specs, together, TWO_WORKERS, TWO_CORES)
+    specs = [spec_of(method, split_hash) for method in ("boltzformer", "sam", "sam3")]
+    broken = spec_of("sam", split_hash, learning_rate=1e12)
+    tuning.run_trials([broken, *specs], together, TWO_WORKERS, TWO_CORES)
+    error = run_state(together / broken.run_id)["error"]
+    assert error.startswith("FloatingPointError: the training loss is ")
+    left = torch.load(together / broken.run_id / "not-finite.pt", weights_only=True)
+    assert len(left["images"]) == 4 and left["part"]["total"] > len(left["prompts"])
     tuning.run_trials_here(specs, alone)
     for spec in specs:
         runs = [folder / spec.run_id for folder in (together, alone)]
         states = [run_state(run) for run in runs]
         assert [state["state"] for state in states] == ["finished"] * 2, states
-        two, one = (curves(run) for run in runs)
-        print(two, one)
-        assert two.keys() == one.keys()
-        for step in one:
-            assert two[step] == pytest.approx(one[step], abs=1e-4), (spec.method, step)
+        two, one = (losses(run) for run in runs)
+        assert len(one) == 6 and two == pytest.approx(one, rel=1e-5, abs=1e-4), spec.method
+        assert states[0]["fit"]["images_seen"] == states[1]["fit"]["images_seen"] == 160
+        environment = json.loads((runs[0] / "env.json").read_text())
+        assert environment["threads"] == 1 and environment["node"]
+        assert {file.name for file in runs[0].iterdir()} == {file.name for file in runs[1].iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_killed_and_stopped_workers_go_on_to_the_same_weights(suite):
+    (whole, split_hash), (hurt, _) = suite("whole"), suite("hurt")
+    spec = spec_of("boltzformer", split_hash, ema=0.9)
+    tuning.run_trials([spec], whole, TWO_WORKERS, TWO_CORES)
+    assert run_state(whole / spec.run_id)["state"] == "finished"
+    run_dir, killed = hurt / spec.run_id, []
+
+    def wait_for(step):
+        deadline = time.time() + 240
+        while not any(int(file.name.split("-")[1]) >= step for file in run_dir.glob("resume-*.pt")):
+            assert time.time() < deadline
+            time.sleep(0.05)
+
+    def harm():
+        wait_for(5)
+        follower = next(
+            process
+            for process in workers_of(run_dir)
+            if not any(file.path == str(run_dir / "output.log") for file in process.open_files())
+        )
+        follower.kill()
+        killed.append(follower.pid)
+        wait_for(10)
+        (hurt / STOP).touch()
+
+    thread = threading.Thread(target=harm)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run_trials([spec], hurt, TWO_WORKERS, TWO_CORES)
+    thread.join()
+    (hurt / STOP).unlink()
+    assert killed and run_state(run_dir)["state"] == "interrupted"
+    assert newest_checkpoint(run_dir)[1]["progress"]["step"] >= 10
+    tuning.run_trials([spec], hurt, TWO_WORKERS, TWO_CORES)
+    assert run_state(run_dir)["state"] == "finished"
+    said = (run_dir / "output.log").read_text()
+    assert said.count("goes on from step") == 2
+    weights = [torch.load(folder / spec.run_id / "model.pt", weights_only=True) for folder in (whole, hurt)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert curve(run_dir) == curve(whole / spec.run_id)
+
+
+def test_the_cause_is_what_the_work_raised_and_no_follow_up():
+    from ray.exceptions import ActorDiedError
+    from ray.train import WorkerGroupError
+
+    def cause(failures):
+        return cause_of(WorkerGroupError("told by Ray", failures))
+
+    mistake = UserError("mend it")
+    assert cause({0: PeerLost("closed"), 1: mistake}) is mistake
+    assert cause({0: mistake, 1: ValueError("later")}) is mistake
+    for failures in ({0: PeerLost("closed")}, {0: PeerLost("closed"), 1: ActorDiedError()}, {}):
+        lost = cause(failures)
+        assert isinstance(lost, PartLost) and "told by Ray" in str(lost)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -6,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.boltzmann import (
+    SharedGenerator,
     annealed_temperature,
     boltzmann_distribution,
     miss_probability,
     sample_tokens,
     threshold_tokens,
+    uniform,
 )
 
 
@@ -77,3 +80,22 @@ def test_no_gradient_flows_through_the_choice():
     logits = torch.randn(1, 2, 16, requires_grad=True)
     assert not sample_tokens(logits, 1.0, 0.5, torch.rand(1, 2, 16)).requires_grad
     assert not threshold_tokens(logits).requires_grad
+
+
+def test_the_noise_of_a_prompt_does_not_depend_on_the_split():
+    shape, device = torch.Size((5, 3, 7)), torch.device("cpu")
+    plain = torch.Generator().manual_seed(4)
+    whole = [torch.rand(shape, generator=plain) for _ in range(2)]
+    for cuts in ((0, 5), (0, 2, 5), (0, 1, 2, 3, 4, 5)):
+        for first, last in itertools.pairwise(cuts):
+            part = SharedGenerator()
+            part.manual_seed(4)
+            part.first, part.total = first, 5
+            for layer in whole:
+                assert torch.equal(uniform(torch.Size((last - first, 3, 7)), device, part), layer[first:last])
+            assert torch.equal(part.get_state(), plain.get_state()), "all parts leave the same state"
+    alone = SharedGenerator()
+    alone.manual_seed(4)
+    assert torch.equal(uniform(shape, device, alone), whole[0])
+    own = [torch.Generator().manual_seed(seed) for seed in range(5)]
+    assert torch.equal(uniform(shape, device, own)[2], torch.rand(3, 7, generator=torch.Generator().manual_seed(2)))

@@ -1,16 +1,20 @@
 """`bench run --dry-run --measure`: what the trials of a plan will cost, from a few real training steps of each method.
 
-Each method is measured in a process of its own, so that memory is its own and a lack of it ends nothing else.
+Each method is measured in a process of its own, so that memory is its own and a lack of it ends nothing else. The
+process tells what it has found after each batch: when a larger one ends it, the smaller ones stand.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -29,17 +33,19 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 4, 8)  # images; more are not tried than a step has
 STEPS = 3  # that are timed, after one to warm up
-LIMIT = 120.0  # seconds for one method; a larger batch is not begun after half of them
+LIMIT = 60.0  # seconds of one method after which no larger batch is begun; two images then have one step, for memory
 STOPS_AT = 600.0  # seconds until a method's process is ended
+PROCESS = ("-m", "bench.measured_cost")
 GIB = 2**10  # MiB
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one method at the recipe's image size, in the largest batch that was tried.
+    """Of one method at the recipe's image size: seconds in the largest batch that was timed, memory in the largest that
+    was tried.
 
-    peak_mib: the peak of a training step with that batch; image_mib: how much another image adds to it; None where
-    the system keeps no peak.
+    peak_mib: the peak of a training step of `batch_images`; image_mib: how much another image adds to it; None where
+    the system keeps no peak, or only one image was tried. ended: what went wrong with a larger batch, "" if nothing.
     """
 
     batch_images: int
@@ -48,6 +54,7 @@ class Measured:
     peak_mib: float | None
     image_mib: float | None
     device: str
+    ended: str = ""
 
 
 def show_measured(plan: Plan, todo: Sequence[RunSpec], console: Console) -> None:
@@ -85,20 +92,30 @@ def cost_table(plan: Plan, todo: Sequence[RunSpec], found: dict[tuple[str, str],
 
 
 def in_words(plan: Plan, todo: Sequence[RunSpec], found: dict[tuple[str, str], Measured | str]) -> list[str]:
-    """The lines below the table: the sum, and what the numbers are of."""
-    seconds = sum(seconds_of(spec, plan, found.get((spec.row, spec.backbone))) for spec in todo)
-    devices = {measured.device for measured in found.values() if isinstance(measured, Measured)}
-    kind = "GPU" if any(not device.startswith("CPU") for device in devices) else "CPU"
-    time_of_all = f"{seconds / 3600:.1f} {kind} hours" if seconds >= 3600 else format_seconds(seconds)
-    lines = [f"all trials: about {time_of_all} of one device"]
-    if devices:
+    """The lines below the table: the sums, and what the numbers are of."""
+    sums = {True: 0.0, False: 0.0}
+    for spec in todo:
+        measured = found.get((spec.row, spec.backbone))
+        sums[isinstance(measured, Measured)] += seconds_of(spec, plan, measured)
+    known = {key: measured for key, measured in found.items() if isinstance(measured, Measured)}
+    lines = []
+    if known:
+        devices = ", ".join(sorted({measured.device for measured in known.values()}))
+        lines += [
+            f"all trials that were measured: about {_hours(sums[True])} of {devices}",
+            f"measured on {devices}: the median of {STEPS} training steps and of as many predictions, random images; "
+            "another device has other numbers. The whole batch's memory is that of the images measured and a share for "
+            "each further one",
+        ]
+    for (row, backbone), measured in known.items():
+        if measured.ended:
+            lines.append(f"{row}, {backbone}: no larger batch was measured: {measured.ended}")
+    if sums[False]:
+        where = "a GPU, scaled from a core" if plan.choice.hardware.gpus else "a core"
         lines.append(
-            f"measured on {', '.join(sorted(devices))}: the median of {STEPS} training steps and of as many "
-            "predictions with random images; another device has other numbers. The whole batch's memory is that of the "
-            "images measured and a share for each further one"
+            f"(by table): not measured, about {_hours(sums[False])} of {where}, by what experiments/costs.py says of "
+            "256 px"
         )
-    if any(not isinstance(found.get((spec.row, spec.backbone)), Measured) for spec in todo):
-        lines.append("(by table): not measured, what experiments/costs.py says of a core at 256 px")
     return lines
 
 
@@ -129,26 +146,33 @@ def whole_batch(spec: RunSpec, measured: Measured) -> float | None:
 
 
 def measure_apart(spec: RunSpec) -> Measured | str:
-    """`measure` in a process of its own; in words why there is nothing."""
-    command = [sys.executable, "-m", "bench.measured_cost"]
+    """The last of `measure` in a process of its own; in words why there is nothing."""
+    command = [sys.executable, *PROCESS]
     try:
         done = subprocess.run(
             command, input=spec.model_dump_json(), capture_output=True, text=True, timeout=STOPS_AT, check=False
         )
-    except subprocess.TimeoutExpired:
-        return f"not one step in {format_seconds(STOPS_AT)}"
-    try:
-        return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
-    except (IndexError, ValueError, TypeError):
-        pass
+    except subprocess.TimeoutExpired as stopped:
+        return outcome((stopped.stdout or b"").decode(), f"not measured within {format_seconds(STOPS_AT)}")
+    if done.returncode == 0:
+        return outcome(done.stdout, "")
     if done.returncode < 0:
-        return f"ended by signal {-done.returncode}: out of memory, it seems"
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return last[:120]
+        return outcome(done.stdout, f"ended by signal {-done.returncode}: out of memory, it seems")
+    return outcome(done.stdout, (done.stderr.strip().splitlines() or ["no message"])[-1][:120])
 
 
-def measure(spec: RunSpec) -> Measured:
-    """Real training steps of the spec's model (random weights and images) in growing batches, as long as they fit.
+def outcome(output: str, ended: str) -> Measured | str:
+    """The last whole line that the process wrote, with what `ended` it; without a line only that."""
+    for line in reversed(output.splitlines()):
+        with contextlib.suppress(ValueError, TypeError):
+            found = Measured(**json.loads(line))
+            return replace(found, ended=found.ended or ended)
+    return ended or "no answer"
+
+
+def measure(spec: RunSpec) -> Iterator[Measured]:
+    """Real training steps of the spec's model (random weights and images) in growing batches, as long as they fit; what
+    is known after each.
 
     RuntimeError where not even one image does.
     """
@@ -164,57 +188,63 @@ def measure(spec: RunSpec) -> Measured:
     torch.manual_seed(spec.seed)
     model = METHODS[spec.method].build(spec).build().to(device)
     model.image_encoder.recompute = recipe.gradient_checkpointing
-    started, found, peaks = time.perf_counter(), {}, {}
-    for images in _batches(recipe.batch_images):
-        if found and time.perf_counter() - started > LIMIT / 2:
+    step = training_step(model, spec)
+    started = time.perf_counter()
+    found: Measured | None = None
+    for images in BATCHES:
+        late = time.perf_counter() - started > LIMIT
+        if images > recipe.batch_images or (late and images > 2):
             break
         batch = random_batch(images, recipe.prompts_per_image, recipe.image_size, device)
         restart_peak(device)
         try:
-            seconds = timed(training_step(model, batch, spec), device)
-        except (RuntimeError, MemoryError):
-            if not found:
+            # two images for the memory alone: the time of one is known
+            seconds = timed(partial(step, batch), device, 0 if late and found else STEPS)
+        except (RuntimeError, MemoryError) as error:
+            if found is None:
                 raise
-            break  # it does not fit
-        found[images] = seconds / images
-        peaks[images] = peak_memory_mib(device).get("peak_memory_mib")
-    largest = max(found)
-    known = [(images, peak) for images, peak in peaks.items() if peak is not None]
-    grows = len(known) > 1
-    image_mib = (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]) if grows else None
-    batch = random_batch(1, recipe.prompts_per_image, recipe.image_size, device)
-    predict = timed(prediction(model, batch, spec), device)
-    return Measured(largest, found[largest], predict, peaks[largest], image_mib and max(image_mib, 0), _device(device))
+            yield replace(found, ended=f"{images} images: {' '.join(str(error).split())[:80]}")
+            break
+        peak = peak_memory_mib(device).get("peak_memory_mib")
+        if found is None:
+            first, predict = peak, timed(prediction(model, batch, spec), device)
+            found = Measured(images, seconds / images, predict, peak, None, _device(device))
+        else:
+            grows = None if peak is None or first is None else max(0.0, (peak - first) / (images - 1))
+            pace = found.train_image if seconds is None else seconds / images
+            found = replace(found, batch_images=images, train_image=pace, peak_mib=peak, image_mib=grows)
+        yield found
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of STEPS calls, after one to warm up."""
+def timed(call: Callable[[], object], device: torch.device, times: int = STEPS) -> float | None:
+    """Median seconds of some calls after one to warm up; None where that is the only one."""
     import torch
 
-    times = []
-    for _ in range(STEPS + 1):
+    seconds = []
+    for _ in range(1 + times):
         start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:]) if times else None
 
 
-def training_step(model: nn.Module, batch: Batch, spec: RunSpec) -> Callable[[], None]:
-    """As `bench.train` does it, on the recipe's optimiser."""
+def training_step(model: nn.Module, spec: RunSpec) -> Callable[[Batch], None]:
+    """A step on a batch as `bench.train` does it, on the recipe's optimiser."""
     import torch
     from torch import nn
 
     from bench.train import attention_kernels, batch_loss
 
-    recipe, device = spec.recipe, batch.images.device
+    recipe = spec.recipe
     assert recipe is not None
-    generator = torch.Generator(device).manual_seed(0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
+        device = batch.images.device
+        generator = torch.Generator(device).manual_seed(0)
         model.train()
         with attention_kernels(device, recipe):
             batch_loss(model, batch, recipe.precision, generator).backward()
@@ -260,8 +290,8 @@ def random_batch(images: int, prompts: int, size: int, device: torch.device) -> 
     )
 
 
-def _batches(most: int) -> Iterator[int]:
-    return (images for images in BATCHES if images <= most)
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else format_seconds(seconds)
 
 
 def _device(device: torch.device) -> str:
@@ -279,10 +309,13 @@ def _gib(mib: float | None, images: int) -> str:
 
 
 def main() -> None:
-    """The spec on stdin, what was measured on the last line of stdout."""
+    """The spec on stdin, what is known after each batch as lines on stdout."""
     spec = RunSpec.model_validate_json(sys.stdin.read())
+    with contextlib.suppress(OSError):  # Linux: where memory runs out, this process goes and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        print(json.dumps(asdict(measure(spec))))
+        for found in measure(spec):
+            print(json.dumps(asdict(found)), flush=True)
     except UserError as error:
         raise SystemExit(str(error)) from None
 

@@ -1,13 +1,14 @@
 """What `--measure` measures and makes of it."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from bench import measured_cost
 from bench.estimate import Workload
-from bench.measured_cost import Measured, measure, measure_apart, random_batch, trial_seconds, whole_batch
+from bench.measured_cost import Measured, measure, measure_apart, outcome, random_batch, trial_seconds, whole_batch
 from bench.methods import make_spec
 from experiments import SUITES
 from experiments.profiles import PROFILES
@@ -34,8 +35,9 @@ def test_a_trial_is_its_steps_validations_and_predictions():
 
 @pytest.mark.parametrize("method", ["boltzformer", "mask2former"])
 def test_real_steps_are_measured_in_growing_batches(method):
-    found = measure(spec_of(method, batch_images=2))
-    assert found.batch_images == 2 and found.train_image > 0 and found.predict_image > 0
+    one, found = measure(spec_of(method, batch_images=2))
+    assert one.batch_images == 1 and one.image_mib is None
+    assert found.batch_images == 2 and found.train_image > 0 and found.predict_image > 0 and found.ended == ""
     assert found.peak_mib > 100 and found.image_mib >= 0
     assert found.device.startswith("CPU") != torch.cuda.is_available()
 
@@ -48,15 +50,69 @@ def test_the_batch_has_the_prompts_of_each_image_together():
 
 
 def test_a_batch_that_does_not_fit_ends_the_growth(monkeypatch):
-    step = measured_cost.training_step
+    whole = measured_cost.training_step
 
-    def limited(model, batch, spec):
-        if len(batch.images) > 2:
-            raise torch.OutOfMemoryError("no room")
-        return step(model, batch, spec)
+    def limited(model, spec):
+        step = whole(model, spec)
+
+        def at_most_two(batch):
+            if len(batch.images) > 2:
+                raise torch.OutOfMemoryError("no room")
+            step(batch)
+
+        return at_most_two
 
     monkeypatch.setattr(measured_cost, "training_step", limited)
-    assert measure(spec_of("boltzformer", batch_images=8)).batch_images == 2
+    found = list(measure(spec_of("boltzformer", batch_images=8)))
+    assert [one.batch_images for one in found] == [1, 2, 2]
+    assert found[-1] == replace(found[1], ended="4 images: no room")
+
+
+def test_a_slow_device_has_one_step_of_two_images_for_their_memory(monkeypatch):
+    monkeypatch.setattr(measured_cost, "LIMIT", -1.0)
+    one, two = measure(spec_of("boltzformer", batch_images=8))
+    assert (one.batch_images, two.batch_images) == (1, 2)
+    assert two.train_image == one.train_image, "a step that warms up tells no time"
+    assert two.image_mib == pytest.approx(max(0, two.peak_mib - one.peak_mib))
+
+
+def killed_while_measuring(monkeypatch, tmp_path, after):
+    """The real process, killed as by the kernel when it has written `after` lines."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from bench import measured_cost\n"
+        "measure = measured_cost.measure\n"
+        "def dying(spec):\n"
+        f"    for number, found in zip(range({after}), measure(spec)):\n"
+        "        yield found\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "measured_cost.measure = dying\n"
+        "measured_cost.main()\n"
+    )
+    monkeypatch.setattr(measured_cost, "PROCESS", (str(script),))
+    return measure_apart(spec_of("boltzformer", batch_images=4))
+
+
+def test_what_was_found_stands_when_a_larger_batch_kills_the_process(monkeypatch, tmp_path):
+    found = killed_while_measuring(monkeypatch, tmp_path, 2)
+    assert found.batch_images == 2 and found.ended == "ended by signal 9: out of memory, it seems"
+
+
+def test_a_process_that_is_killed_at_the_first_image_is_told(monkeypatch, tmp_path):
+    assert killed_while_measuring(monkeypatch, tmp_path, 0) == "ended by signal 9: out of memory, it seems"
+
+
+def test_a_process_that_takes_too_long_is_ended(monkeypatch):
+    monkeypatch.setattr(measured_cost, "STOPS_AT", 0.5)
+    assert measure_apart(spec_of("boltzformer")) == "not measured within 0 s"
+
+
+def test_half_a_line_counts_for_nothing():
+    line = json.dumps(asdict(MEASURED))
+    assert outcome(f"noise\n{line}\n{line[:40]}", "stopped") == replace(MEASURED, ended="stopped")
+    assert outcome(line, "") == MEASURED
+    assert outcome(line[:40], "") == "no answer"
 
 
 def test_what_cannot_be_measured_is_told_in_its_row():
@@ -70,6 +126,6 @@ def test_by_the_command_line(bench, squares, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert "(by table)" in lines["location_prior"]
-    assert lines["all"].startswith("all trials: about ")
+    assert lines["all"].startswith("all trials that were measured: about ")
     assert "measured on" in done.stdout and "nothing was trained" in done.stdout
     assert not (tmp_path / "runs").exists()

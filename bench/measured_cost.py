@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,9 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from bench.environment import count_cores
 from bench.errors import UserError
 from bench.estimate import Workload, estimate, format_seconds
-from bench.spec import RunSpec
+from bench.spec import Profile, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -63,9 +65,10 @@ def show_measured(plan: Plan, todo: Sequence[RunSpec], console: Console) -> None
 
     representatives = {(spec.row, spec.backbone): spec for spec in todo if spec.recipe is not None}
     found: dict[tuple[str, str], Measured | str] = {}
+    threads = int(max(1, min(plan.choice.profile.cpus_per_trial, count_cores())))
     with progress_bar(console, "measuring") as on_progress:
         for number, (key, spec) in enumerate(representatives.items(), start=1):
-            found[key] = measure_apart(spec)
+            found[key] = measure_apart(spec, threads)
             on_progress(number, len(representatives))
     console.print(cost_table(plan, todo, found))
     for line in in_words(plan, todo, found):
@@ -83,11 +86,12 @@ def cost_table(plan: Plan, todo: Sequence[RunSpec], found: dict[tuple[str, str],
         hours = format_seconds(seconds_of(trials[0], plan, measured))
         if isinstance(measured, Measured):
             cells = [f"{measured.train_image:.2f}", _gib(measured.peak_mib, measured.batch_images)]
-            cells += [_gib(whole_batch(trials[0], measured), trials[0].recipe.batch_images), hours]
+            images = images_at_once(trials[0], plan.choice.profile)
+            cells += [_gib(peak_of(images, measured), images), hours]
         else:
             cells = ["-", "-", measured or "-", f"{hours} (by table)"]
         rows.append([*key, str(len(trials)), *cells])
-    names = ["method", "backbone", "trials", "s an image", "peak, GiB (images)", "whole batch, GiB", "a trial"]
+    names = ["method", "backbone", "trials", "s an image", "peak, GiB (images)", "of a worker", "a trial"]
     return text_table(names, rows)
 
 
@@ -98,15 +102,17 @@ def in_words(plan: Plan, todo: Sequence[RunSpec], found: dict[tuple[str, str], M
         measured = found.get((spec.row, spec.backbone))
         sums[isinstance(measured, Measured)] += seconds_of(spec, plan, measured)
     known = {key: measured for key, measured in found.items() if isinstance(measured, Measured)}
-    lines = []
+    profile, lines = plan.choice.profile, []
     if known:
         devices = ", ".join(sorted({measured.device for measured in known.values()}))
         lines += [
             f"all trials that were measured: about {_hours(sums[True])} of {devices}",
             f"measured on {devices}: the median of {STEPS} training steps and of as many predictions, random images; "
-            "another device has other numbers. The whole batch's memory is that of the images measured and a share for "
-            "each further one",
+            "another device has other numbers. Memory of more images than were measured is that of these and a share "
+            "for each further one",
         ]
+        if profile.workers_per_trial > 1:
+            lines.append(f"the profile's {profile.workers_per_trial} workers of a trial share its hours")
     for (row, backbone), measured in known.items():
         if measured.ended:
             lines.append(f"{row}, {backbone}: no larger batch was measured: {measured.ended}")
@@ -137,20 +143,37 @@ def trial_seconds(spec: RunSpec, work: Workload, measured: Measured) -> float:
     )
 
 
-def whole_batch(spec: RunSpec, measured: Measured) -> float | None:
-    """MiB of a step with all images of a batch on one device."""
+def images_at_once(spec: RunSpec, profile: Profile) -> int:
+    """How many images one of the profile's workers has in memory in a training step."""
     assert spec.recipe is not None
+    share = -(-spec.recipe.batch_images // profile.workers_per_trial)
+    return min(share, profile.micro_batch or share)
+
+
+def peak_of(images: int, measured: Measured) -> float | None:
+    """MiB of a training step with so many images at once; None where no growth is known."""
+    if images == measured.batch_images:
+        return measured.peak_mib
     if measured.peak_mib is None or measured.image_mib is None:
         return None
-    return measured.peak_mib + max(0, spec.recipe.batch_images - measured.batch_images) * measured.image_mib
+    return measured.peak_mib + max(0, images - measured.batch_images) * measured.image_mib
 
 
-def measure_apart(spec: RunSpec) -> Measured | str:
-    """The last of `measure` in a process of its own; in words why there is nothing."""
+def measure_apart(spec: RunSpec, threads: int = 1) -> Measured | str:
+    """The last of `measure` in a process of its own, which has as many threads as a trial has; in words why there is
+    nothing.
+    """
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     command = [sys.executable, *PROCESS]
     try:
         done = subprocess.run(
-            command, input=spec.model_dump_json(), capture_output=True, text=True, timeout=STOPS_AT, check=False
+            command,
+            input=spec.model_dump_json(),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=STOPS_AT,
+            check=False,
         )
     except subprocess.TimeoutExpired as stopped:
         return outcome((stopped.stdout or b"").decode(), f"not measured within {format_seconds(STOPS_AT)}")
@@ -301,7 +324,8 @@ def _device(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'s' * (threads != 1)})"
 
 
 def _gib(mib: float | None, images: int) -> str:

@@ -8,7 +8,16 @@ import torch
 
 from bench import measured_cost
 from bench.estimate import Workload
-from bench.measured_cost import Measured, measure, measure_apart, outcome, random_batch, trial_seconds, whole_batch
+from bench.measured_cost import (
+    Measured,
+    images_at_once,
+    measure,
+    measure_apart,
+    outcome,
+    peak_of,
+    random_batch,
+    trial_seconds,
+)
 from bench.methods import make_spec
 from experiments import SUITES
 from experiments.profiles import PROFILES
@@ -28,9 +37,17 @@ def test_a_trial_is_its_steps_validations_and_predictions():
     spec = spec_of("boltzformer", steps=100, batch_images=8, validate_every=30)
     # validated at 30, 60, 90 and at the last step
     assert trial_seconds(spec, WORK, MEASURED) == pytest.approx(100 * 8 * 0.5 + 4 * 20 * 0.2 + 40 * 0.2)
-    assert whole_batch(spec, MEASURED) == 3000 + 4 * 400
-    assert whole_batch(spec_of("boltzformer", batch_images=2), MEASURED) == 3000, "less was not measured"
-    assert whole_batch(spec, replace(MEASURED, image_mib=None)) is None
+
+
+def test_memory_is_that_of_what_a_worker_has_at_once():
+    paper = PROFILES["paper"]
+    assert paper.workers_per_trial * images_at_once(spec_of("boltzformer", "paper"), paper) == 12 * 32
+    assert images_at_once(spec_of("boltzformer", "paper"), paper.model_copy(update={"micro_batch": 5})) == 5
+    assert images_at_once(spec_of("boltzformer", batch_images=16), PROFILES["laptop"]) == 16
+    assert peak_of(8, MEASURED) == 3000 + 4 * 400
+    assert peak_of(2, MEASURED) == 3000, "less was not measured"
+    one = replace(MEASURED, batch_images=1, image_mib=None)
+    assert (peak_of(1, one), peak_of(2, one)) == (3000, None)
 
 
 @pytest.mark.parametrize("method", ["boltzformer", "mask2former"])
@@ -97,6 +114,11 @@ def killed_while_measuring(monkeypatch, tmp_path, after):
 def test_what_was_found_stands_when_a_larger_batch_kills_the_process(monkeypatch, tmp_path):
     found = killed_while_measuring(monkeypatch, tmp_path, 2)
     assert found.batch_images == 2 and found.ended == "ended by signal 9: out of memory, it seems"
+
+
+def test_the_process_has_the_threads_of_a_trial():
+    found = measure_apart(spec_of("boltzformer", batch_images=1), threads=1)
+    assert found.device.endswith(", 1 thread)") or torch.cuda.is_available()
 
 
 def test_a_process_that_is_killed_at_the_first_image_is_told(monkeypatch, tmp_path):

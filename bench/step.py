@@ -148,6 +148,7 @@ def take_step(
         file = run_dir / NOT_FINITE
         if workers.rank == broken[0]:
             _leave(file, training, batch, before, step)
+        workers.gather(0)  # the error of one ends the processes of all: not before the file is there
         raise FloatingPointError(f"the training loss is {losses[broken[0]]} at step {step}; its batch is in {file}")
     workers.sum_gradients(training.model.parameters())
     norm = nn.utils.clip_grad_norm_(training.model.parameters(), clip_norm)

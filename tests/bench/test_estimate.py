@@ -20,6 +20,7 @@ from bench.estimate import (
     phantom_workload,
     resources,
     schedule,
+    workers_of,
     workload_of,
 )
 from bench.methods import METHODS, make_spec
@@ -213,3 +214,22 @@ def test_a_suite_is_its_trials_on_the_lanes():
 )
 def test_durations_in_words(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_workers_are_as_many_as_there_is_room_for():
+    def profile(workers, **changes):
+        return LAPTOP.model_copy(update={"cpus_per_trial": 4, "workers_per_trial": workers} | changes)
+
+    gpus = {"gpus_per_trial": 1, "memory_gib_per_trial": 0}
+    two_nodes = cluster_of(*[Hardware(16, 64.0, ("A",) * 4)] * 2)
+    assert [workers_of(profile(n, **gpus), two_nodes) for n in (1, 3, 8, 32)] == [1, 3, 8, 8]
+    assert [lanes(profile(n, **gpus), two_nodes) for n in (1, 3, 8, 32)] == [8, 2, 1, 1]
+    assert workers_of(profile(32), CPU) == 1, "a machine smaller than a worker still trains"
+    few = LAPTOP.recipe.model_copy(update={"batch_images": 2})
+    assert workers_of(profile(8, recipe=few, **gpus), two_nodes) == 2, "an image for each"
+
+
+def test_workers_share_training_and_not_the_prediction():
+    spec = spec_of("boltzformer")
+    alone, two, four = (estimate(spec, WORK, CPU, workers) for workers in (1, 2, 4))
+    assert alone - two == pytest.approx(2 * (two - four)) and alone > two > four > COSTS["boltzformer"].startup

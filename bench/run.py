@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import sharing
-from bench.atomic import read_json, write_json
+from bench.atomic import read_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
@@ -23,17 +23,15 @@ from bench.plan import (
     choose,
     make_plan,
     phantom_folder,
-    show,
-    show_first,
-    show_problems,
 )
 from bench.publish import publish_rest
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
+from bench.show_plan import show, show_first, show_problems
 from bench.spec import RunSpec
 from bench.stopping import stoppable
 from bench.suite_folder import read_suite
-from bench.tuned import with_tuning
 from bench.weights import WeightsFile, find_own_weights, find_weights
+from bench.write_suite import earlier_specs, write_suite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,128 +193,11 @@ def check_folder(plan: Plan, runs_dir: Path) -> None:
             raise UserError(f"{file} has {field} {there.get(field)!r}, this run {value!r}: {fix}")
 
 
-def write_suite(plan: Plan, request: Request) -> None:
-    """Writes splits.json and suite.json: the runs of this command, and those of earlier ones on the same
-    folder.
-    """
-    from experiments.profiles import BACKBONE_LABELS
-
-    assert plan.splits is not None
-    plan.splits.save(plan.folder / "splits.json")
-    specs = _with_earlier(plan)
-    labels = _labels(plan.folder / "suite.json")
-    rows = {spec.row: spec for spec in specs}
-    backbones = list(dict.fromkeys(spec.backbone for spec in specs if spec.backbone != "-"))
-    value = {
-        "schema_version": SCHEMA_VERSION,
-        "suite": plan.choice.suite.name,
-        "title": plan.choice.suite.title,
-        "profile": plan.choice.profile.name,
-        "split_hash": plan.split_hash,
-        "tuned": plan.tuned is not None,
-        "command": request.command,
-        "phantom": plan.splits.phantom,
-        "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
-        "backbone_weights": str(plan.weights.path) if plan.weights else None,
-        "own_weights": _own_weights(plan, specs),
-        "runs": [spec.run_id for spec in specs],
-        "backbones": {name: BACKBONE_LABELS.get(name, name) for name in backbones},
-        "methods": {row: labels[row] if spec.origin else _label(spec) for row, spec in rows.items()},
-        "ablations": _ablations(plan, set(rows)),
-        "reference": plan.choice.suite.reference,
-    }
-    write_json(plan.folder / "suite.json", value)
-
-
-def _labels(file: Path) -> dict[str, str]:
-    """The labels that suite.json has given to its methods, those of rows that were not run here among them."""
-    return read_json(file, "remove it").get("methods", {}) if file.exists() else {}
-
-
-def _label(spec: RunSpec) -> str:
-    from bench.methods import METHODS
-
-    label = METHODS[spec.method].label
-    return label if spec.variant is None else f"{label}, {spec.variant.replace('=', ' ')}"
-
-
-def _own_weights(plan: Plan, specs: Sequence[RunSpec]) -> dict[str, str]:
-    """Method -> the file of its own weights, of this plan and of the earlier runs among `specs`."""
-    file = plan.folder / "suite.json"
-    earlier = read_json(file, "remove it").get("own_weights", {}) if file.exists() else {}
-    paths = earlier | {method: str(found.path) for method, found in plan.own_weights.items()}
-    return {spec.method: paths[spec.method] for spec in specs if spec.own_weights and spec.method in paths}
-
-
-def _ablations(plan: Plan, rows: set[str]) -> dict[str, dict[str, str]]:
-    """The plan's ablations and those of earlier commands, of which `rows` are still there."""
-    file = plan.folder / "suite.json"
-    earlier = read_json(file, "remove it").get("ablations", {}) if file.exists() else {}
-    merged = {name: earlier.get(name, {}) | plan.ablations.get(name, {}) for name in {**earlier, **plan.ablations}}
-    kept = {name: {value: row for value, row in values.items() if row in rows} for name, values in merged.items()}
-    return {name: values for name, values in kept.items() if len(values) > 1}
-
-
-def _with_earlier(plan: Plan) -> list[RunSpec]:
-    """This plan's trials and, in the tables' order, those that an earlier `--methods a,b` left in the folder.
-
-    An earlier run of another recipe, model or budget than the profile has now is left out: one table, one recipe.
-    """
-    from bench.ablate import variant_now
-    from bench.methods import METHODS, make_spec
-    from experiments.ablations import ABLATIONS
-
-    def now(spec: RunSpec) -> RunSpec | None:
-        if spec.origin is not None:  # a row that was not run here: nothing in it depends on the profile
-            return spec
-        if spec.method not in METHODS:
-            return None
-        choice, weights = plan.choice, plan.weights and plan.weights.weights
-        given = plan.own_weights.get(spec.method)
-        own = given.weights if given else spec.own_weights
-        base = make_spec(
-            choice.suite, choice.profile, spec.method, spec.backbone, spec.seed, plan.split_hash, weights, own
-        )
-        if plan.tuned is not None and base.recipe is not None:
-            key = (spec.method, spec.backbone)
-            return with_tuning(base, plan.tuned[key]) if key in plan.tuned else None
-        if spec.variant is None:
-            return base
-        ablation = ABLATIONS.get(spec.variant.partition("=")[0])
-        return ablation and variant_now(spec, ablation, base)
-
-    specs = {(spec.row, spec.backbone, spec.seed): spec for spec in plan.specs}
-    for spec in _earlier(plan.folder):
-        if spec == now(spec):
-            specs.setdefault((spec.row, spec.backbone, spec.seed), spec)
-    methods, backbones = plan.choice.suite.methods, plan.choice.profile.backbones
-
-    def place(names: Sequence[str], name: str) -> int:
-        return names.index(name) if name in names else len(names)
-
-    return sorted(
-        specs.values(),
-        key=lambda spec: (place(methods, spec.method), place(backbones, spec.backbone), spec.seed),
-    )
-
-
-def _earlier(folder: Path) -> Iterator[RunSpec]:
-    """The specs of the runs that suite.json lists, as far as they can be read."""
-    file = folder / "suite.json"
-    for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
-        try:
-            spec = RunSpec.model_validate_json((folder / run_id / "spec.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if spec.run_id == run_id:
-            yield spec
-
-
 def _with_kept(plan: Plan) -> Plan:
     """The plan, where a trial that there is nothing to run for is the finished one of an earlier --weights."""
     kept = {
         spec.model_copy(update={"own_weights": None}): spec
-        for spec in _earlier(plan.folder)
+        for spec in earlier_specs(plan.folder)
         if spec.own_weights is not None and is_finished(spec, plan.folder / spec.run_id)
     }
     without = left_out(plan)

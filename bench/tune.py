@@ -23,13 +23,15 @@ from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError
 from bench.execute import build, run_state
 from bench.interface import FitSummary, Sample, Spread
-from bench.plan import Plan, Request, show
+from bench.plan import Plan, Request
 from bench.publish import publish_rest, starting_weights
 from bench.runlog import RunLog, read_history
 from bench.search import goes_on, in_words, parse_space, rungs, space_of, space_texts
+from bench.show_plan import show
 from bench.spec import Recipe, RunSpec
 from bench.stopping import stoppable
 from bench.tuned import Budget, Trial, Tuned
+from bench.write_suite import write_suite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,7 +152,7 @@ def tune(request: Request, console: Console) -> int:
         for specs in searches:
             _begin(specs, budget, plan.folder)
         todo = _show(plan, request, console)
-        driver.write_suite(plan, request)
+        write_suite(plan, request)
         assert plan.splits is not None
         sides = {"train": plan.splits.train, "val": plan.splits.val}
         write_text(plan.folder / SAMPLES, SIDES.dump_json(sides).decode())

@@ -42,7 +42,7 @@ def check(
     from bench.atomic import write_json
     from bench.data.check import check_datasets
     from bench.data.storage import datasets_at
-    from bench.plan import show_problems
+    from bench.show_plan import show_problems
 
     console = terminal_console()
     found = datasets_at(folders)

@@ -218,10 +218,9 @@ class Exchange:
     def _make_folder(self, where: str) -> None:
         try:
             self.system.makedirs(where, exist_ok=True)
-        except Exception:  # each file system has its own for what another machine has just made
+        except Exception:  # each file system has its own for a folder, of these or above, that another machine made
             self.system.invalidate_cache()
-            if not self.system.isdir(where):
-                raise
+            self.system.makedirs(where, exist_ok=True)
         self._made.add(where)
 
     def _note(self, sent: Sequence[str], stamps: dict[str, Stamp]) -> None:

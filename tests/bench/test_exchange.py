@@ -84,6 +84,18 @@ def test_what_is_the_same_does_not_travel_again(place, tmp_path, monkeypatch):
     assert sent == ["a/model.pt"]
 
 
+def test_folders_that_another_machine_has_made_in_the_meantime(place, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name / "a").mkdir(parents=True)
+        (tmp_path / name / "a/model.pt").write_text(name)
+    one, other = (Exchange(f"{place}/meantime/{name}", tmp_path / name) for name in ("one", "other"))
+    assert not one.has("stop")  # what it has listed is out of date from now on
+    other.push()
+    one.push()
+    Exchange(f"{place}/meantime", tmp_path / "both").pull()
+    assert contents(tmp_path / "both") == {"one/a/model.pt": b"one", "other/a/model.pt": b"other"}
+
+
 def test_a_status_is_never_there_before_its_files(tmp_path, monkeypatch):
     (tmp_path / "one/a").mkdir(parents=True)
     for name in ("status.json", "records.parquet", "zoo"):

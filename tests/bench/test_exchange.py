@@ -88,6 +88,7 @@ def test_folders_that_another_machine_has_made_in_the_meantime(place, tmp_path):
     for name in ("one", "other"):
         (tmp_path / name / "a").mkdir(parents=True)
         (tmp_path / name / "a/model.pt").write_text(name)
+    Exchange(f"{place}/before", tmp_path / "one").push()
     one, other = (Exchange(f"{place}/meantime/{name}", tmp_path / name) for name in ("one", "other"))
     assert not one.has("stop")  # what it has listed is out of date from now on
     other.push()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from bench import tuning
-from bench.cluster import check_nodes, connected_hardware
+from bench.cluster import check_nodes
 from bench.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,7 @@ BLINDS = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=Fa
 @contextlib.contextmanager
 def cluster_of(folder, hidden=(), head_cores=1):
     """A head and a second node, each with a temporary folder of its own; the second one does not see `hidden`."""
+    import ray
     from ray.cluster_utils import Cluster
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -57,7 +58,7 @@ def cluster_of(folder, hidden=(), head_cores=1):
     try:
         with tuning.ray_at(cluster.address):
             deadline = time.time() + 60
-            while len(connected_hardware().nodes) < 1 + (head_cores > 0):
+            while sum(node["Alive"] for node in ray.nodes()) < 2:
                 assert second.poll() is None and time.time() < deadline
                 time.sleep(0.5)
         yield cluster, second
@@ -87,7 +88,9 @@ def same_runs(there, here):
     return len(runs[0])
 
 
-@pytest.mark.parametrize("protocol", ["file", "ftp", "s3"])
+@pytest.mark.parametrize(
+    "protocol", ["file", pytest.param("ftp", marks=pytest.mark.slow), pytest.param("s3", marks=pytest.mark.slow)]
+)
 def test_nodes_without_a_shared_folder_make_the_same_records(bench, storage, squares, tmp_path, protocol, monkeypatch):
     url, environment = storage(protocol)
     for name, value in environment.items():

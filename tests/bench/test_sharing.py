@@ -188,6 +188,7 @@ def test_a_trial_whose_node_is_lost_goes_on_from_the_storage(bench, storage, tmp
     assert same_runs(runs / "two", tmp_path / "whole/two") == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_suite_goes_on_on_another_machine(bench, storage, squares, tmp_path):
     url, _ = storage("file")
     words = [*SUITE, "--methods", "boltzformer", "--data", str(squares), "--executor", "local", "--storage", url]

@@ -216,11 +216,18 @@ class Exchange:
         return self._stamp(name) == stamp
 
     def _make_folder(self, where: str) -> None:
-        try:
-            self.system.makedirs(where, exist_ok=True)
-        except Exception:  # each file system has its own for a folder, of these or above, that another machine made
+        """Each folder by itself: another machine may make any of them at the same time."""
+        parts = where.split("/")
+        for folder in ("/".join(parts[:count]) for count in range(1, len(parts) + 1)):
             self.system.invalidate_cache()
-            self.system.makedirs(where, exist_ok=True)
+            if not folder or self.system.isdir(folder):
+                continue
+            try:
+                self.system.mkdir(folder, create_parents=False)
+            except Exception:  # each file system has its own for a folder that is there
+                self.system.invalidate_cache()
+                if not self.system.isdir(folder):
+                    raise
         self._made.add(where)
 
     def _note(self, sent: Sequence[str], stamps: dict[str, Stamp]) -> None:

@@ -5,9 +5,9 @@ Where they are to change, renew the file and commit it with what changed them:
     RENEW_GOLDEN=1 pytest -n 0 tests/test_golden.py
 
 fp32 and one thread, whatever the machine: what is left between processors is rounding, which training makes larger step
-by step. TOLERANCES are 2.5 times and more of the largest difference seen between one and two threads and between
-AVX-512, AVX2 and SSE4: 0.000001 in the training loss of step 10, 0.002 in later losses, 1.8 points of Dice. Repeated
-runs are equal.
+by step. TOLERANCES are 2.5 times and more of the largest difference seen between one and two threads, between AVX-512,
+AVX2 and SSE4 and between an AMD EPYC and an Intel Xeon: 0.000001 in the training loss of step 10, 0.007 in later losses
+(0.002 on one processor), 1.8 points of Dice. Repeated runs are equal.
 """
 
 import json
@@ -35,7 +35,7 @@ METHODS = ("location_prior", "boltzformer", "seem", "sam", "sam2")
 # large enough to be learned in 40 steps, and one that is not
 OBJECTS = {"AMOS22-CT": ("liver", "spleen"), "AMOS22-MRI": ("spleen", "aorta"), "LIDC-IDRI": ("nodule",)}
 RECIPE = {"precision": "fp32", "steps": 40, "validate_every": 20, "warmup_steps": 5}
-TOLERANCES = {"parameters": 0, "train_loss_10": 1e-4, "train_loss": 5e-3, "val_loss": 5e-3, "dice": 5.0}
+TOLERANCES = {"parameters": 0, "train_loss_10": 1e-4, "train_loss": 2e-2, "val_loss": 2e-2, "dice": 5.0}
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,8 @@ def test_with_the_package_s_weights_it_is_the_package(model, batch, tmp_path, pr
 
 
 def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+    """To rounding, which is larger on some processors: 3e-5 of the largest value on an Intel Xeon."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 
 
 def test_every_trained_parameter_learns_and_no_other_acts(model, batch):

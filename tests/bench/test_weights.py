@@ -19,6 +19,7 @@ from bench.errors import UserError
 from bench.execute import run_state
 from bench.plan import Request
 from bench.weights import own_weights_path
+from bench.write_suite import earlier_specs
 from models import backbones
 from models.backbones import BACKBONES, build_backbone
 from models.published_names import _as_convolution, _transposed
@@ -293,7 +294,7 @@ def test_a_file_that_has_changed_or_gone_since_the_plan_is_not_loaded(small_biom
     request = Request(**words | {"methods": ("biomedparse",), "weights": (f"biomedparse={file}",)})
     assert run(**vars(request))[0] == 0
     (folder,) = (tmp_path / "runs").glob("smoke-*")
-    (spec,) = driver._earlier(folder)
+    (spec,) = earlier_specs(folder)
     assert own_weights_path(spec, folder) == file
     small_biomedparse(file, seed=1)
     with pytest.raises(UserError, match=r"w\.pt has changed since this run was planned"):

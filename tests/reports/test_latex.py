@@ -32,6 +32,7 @@ MACROS = {
 }
 MACRO = re.compile("|".join(map(re.escape, sorted(MACROS, key=len, reverse=True))))
 LATEX = shutil.which("pdflatex")
+BOOKTABS = LATEX and subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False).returncode == 0
 
 
 def example(columns=2):
@@ -76,7 +77,7 @@ def test_what_cannot_be_seen_is_dropped():
     assert latex_escape("Large (>=1%)") == r"Large ($\geq$1\%)"
 
 
-@pytest.mark.skipif(LATEX is None, reason="no pdflatex here (Debian: texlive-latex-base)")
+@pytest.mark.skipif(not BOOKTABS, reason="no pdflatex with booktabs here (Debian: texlive-latex-recommended)")
 def test_the_tables_of_a_report_compile(build, tmp_path):
     """With an ablation, names full of special characters, and the paper's columns; nothing is wider than the page."""
     rows = {"boltzformer": f"BoltzFormer {NASTY}", "boltzformer temperature=2": "temperature 2", "sam": "SAM"}

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from bench.environment import count_cores
 from bench.errors import UserError
 from bench.estimate import Workload, estimate, format_seconds
-from bench.spec import Profile, RunSpec
+from bench.spec import Profile, Recipe, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -211,7 +211,7 @@ def measure(spec: RunSpec) -> Iterator[Measured]:
     torch.manual_seed(spec.seed)
     model = METHODS[spec.method].build(spec).build().to(device)
     model.image_encoder.recompute = recipe.gradient_checkpointing
-    step = training_step(model, spec)
+    step = training_step(model, model.parameters(), recipe)
     started = time.perf_counter()
     found: Measured | None = None
     for images in BATCHES:
@@ -219,10 +219,11 @@ def measure(spec: RunSpec) -> Iterator[Measured]:
         if images > recipe.batch_images or (late and images > 2):
             break
         batch = random_batch(images, recipe.prompts_per_image, recipe.image_size, device)
+        model.train()
         restart_peak(device)
         try:
             # two images for the memory alone: the time of one is known
-            seconds = timed(partial(step, batch), device, 0 if late and found else STEPS)
+            seconds = timed(partial(step, batch), 0 if late and found else STEPS)
         except (RuntimeError, MemoryError) as error:
             if found is None:
                 raise
@@ -230,7 +231,7 @@ def measure(spec: RunSpec) -> Iterator[Measured]:
             break
         peak = peak_memory_mib(device).get("peak_memory_mib")
         if found is None:
-            first, predict = peak, timed(prediction(model, batch, spec), device)
+            first, predict = peak, timed(prediction(model, batch, spec))
             found = Measured(images, seconds / images, predict, peak, None, _device(device))
         else:
             grows = None if peak is None or first is None else max(0.0, (peak - first) / (images - 1))
@@ -239,38 +240,36 @@ def measure(spec: RunSpec) -> Iterator[Measured]:
         yield found
 
 
-def timed(call: Callable[[], object], device: torch.device, times: int = STEPS) -> float | None:
+def timed(call: Callable[[], object], times: int = STEPS) -> float | None:
     """Median seconds of some calls after one to warm up; None where that is the only one."""
-    import torch
+    from bench.profiling.measure import synchronise
 
     seconds = []
     for _ in range(1 + times):
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         seconds.append(time.perf_counter() - start)
     return median(seconds[1:]) if times else None
 
 
-def training_step(model: nn.Module, spec: RunSpec) -> Callable[[Batch], None]:
-    """A step on a batch as `bench.train` does it, on the recipe's optimiser."""
+def training_step(
+    forward: Callable[..., torch.Tensor], parameters: Iterable[nn.Parameter], recipe: Recipe
+) -> Callable[[Batch], None]:
+    """A step on a batch as `bench.train` does it, with the recipe's optimiser; `forward` is a model or as one."""
     import torch
     from torch import nn
 
     from bench.train import attention_kernels, batch_loss
 
-    recipe = spec.recipe
-    assert recipe is not None
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
 
     def step(batch: Batch) -> None:
         device = batch.images.device
         generator = torch.Generator(device).manual_seed(0)
-        model.train()
         with attention_kernels(device, recipe):
-            batch_loss(model, batch, recipe.precision, generator).backward()
+            batch_loss(forward, batch, recipe.precision, generator).backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

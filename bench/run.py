@@ -125,9 +125,11 @@ def prepare(request: Request, console: Console) -> Plan | None:
 
 def prepare_dry(request: Request, console: Console) -> Plan | None:
     """The same and nothing written: a phantom that is not there is left out."""
+    from bench.data.dataset import find_datasets
+
     choice = choose(request)
     phantom = phantom_folder(request, choice)
-    folders = choice.folders or (tuple(_subfolders(phantom)) if phantom.is_dir() else ())
+    folders = choice.folders or (tuple(find_datasets([phantom])) if phantom.is_dir() else ())
     sound, weights, own_weights = _preflight(request, choice, folders, console)
     if not sound:
         return None
@@ -242,12 +244,6 @@ def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:
                 on_progress=on_progress,
                 difficulty=PHANTOMS[choice.phantom],
             )
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    from bench.data.dataset import find_datasets
-
-    return find_datasets([folder])
 
 
 def _load(request: Request, folders: Sequence[Path]) -> list[Dataset]:

@@ -8,14 +8,12 @@ from functools import partial
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.data.prompts import PROMPTS
 from bench.environment import torch_device
-from bench.interface import Batch
+from bench.measured_cost import random_batch, training_step
 from bench.profiling import overhead
 from bench.profiling.measure import FULL_PACE, PLAIN, QUICK_PACE, Case, Pace, Result, Way, measure, rows_of
-from bench.train import attention_kernels, batch_loss
 from experiments.profiles import LAPTOP
 from models.plain import plain_forward
 from models.segmenter import BoltzFormer
@@ -74,25 +72,7 @@ def _run(together: Sequence[int], dtype: str, threads: int, pace: Pace) -> Resul
 
 def _step(model: BoltzFormer, forward: Callable[..., Tensor], prompts: int, dtype: str) -> Callable[[], None]:
     """As `bench.train` does it, on its recipe's optimiser."""
-    recipe = LAPTOP.recipe.model_copy(update={"precision": dtype})
-    device = torch.device(torch_device())
-    generator = torch.Generator().manual_seed(0)
-    images, size = SAMPLES // prompts, (recipe.image_size, recipe.image_size)
-    batch = Batch(
-        images=(torch.rand(images, 3, *size, generator=generator) * 255).to(device),
-        prompts=[phrases[0] for phrases in PROMPTS.values()][:SAMPLES],
-        image_index=torch.arange(images, device=device).repeat_interleave(prompts),
-        masks=(torch.rand(SAMPLES, *size, generator=generator) < 0.01).float().to(device),
-    )
     # a step of no length is the same work, and every way meets the same weights
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=recipe.weight_decay, fused=True)
-
-    def step() -> None:
-        draws = torch.Generator(device).manual_seed(0)
-        with attention_kernels(device, recipe):
-            batch_loss(forward, batch, recipe.precision, draws).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    recipe = LAPTOP.recipe.model_copy(update={"precision": dtype, "learning_rate": 0.0})
+    batch = random_batch(SAMPLES // prompts, prompts, recipe.image_size, torch.device(torch_device()))
+    return partial(training_step(forward, model.parameters(), recipe), batch)

@@ -116,7 +116,7 @@ TURN = 0.05  # seconds; a quicker call is made again until they are over, so tha
 
 def measure(ways: Sequence[Way], pace: Pace, threads: int) -> list[Measurement]:
     """Each way once to count, once for its memory (both unmeasured: they warm up), then all by turns: A B C A B C."""
-    with _threads(threads):
+    with threads_set(threads):
         counted = [count_gflop(way.call) for way in ways]
         peaks = [peak_mib(way.call) for way in ways]
         seconds = by_turns(ways, pace)
@@ -146,7 +146,7 @@ def _turn(call: Callable[[], object], clock: Callable[[], float]) -> list[float]
     while not seconds or sum(seconds) < TURN:
         begin = clock()
         call()
-        _synchronise()
+        synchronise()
         seconds.append(clock() - begin)
     return seconds
 
@@ -257,7 +257,8 @@ def trained(*modules: torch.nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_set(count: int) -> Iterator[None]:
+    """So many threads for torch's operations, and afterwards as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -266,6 +267,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Waits for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from bench.data.phantom import generate
 from bench.data.splits import make_splits
 from bench.execute import execute, run_state
 from bench.methods import make_spec
-from bench.profiling.measure import Case, Outcome, Result
+from bench.profiling.measure import Case, Outcome, Result, synchronise, threads_set
 from bench.spec import Profile
 from bench.tracking import initialize_store, store_uri
 from experiments import SUITES
@@ -81,15 +81,10 @@ def parts_of_trial(profile: Profile, folder: Path) -> dict[str, float]:
     uri = store_uri(suite_dir.parent)
     spec = make_spec(SUITES["main"], profile, "boltzformer", profile.backbones[0], 0, splits.hash)
     there = initialize_store(uri, suite_dir.parent)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with watched() as watch:
-            start = _now()
-            state = execute(spec, suite_dir, uri if there else None)
-            end = _now()
-    finally:
-        torch.set_num_threads(threads)
+    with threads_set(1), watched() as watch:
+        start = _now()
+        state = execute(spec, suite_dir, uri if there else None)
+        end = _now()
     if state != "finished":
         raise RuntimeError(f"the trial that is measured ended {state}: {run_state(suite_dir / spec.run_id)['error']}")
     return shares(watch.events, start, end)
@@ -164,6 +159,5 @@ def watched() -> Iterator[Watch]:
 
 
 def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter()

@@ -1,8 +1,6 @@
 """Checkpoints: the newest whole one is found, and training goes on from any of them to the same bits."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from bench.runlog import RunLog
 from bench.spec import Recipe, RunSpec
 from models.config import ModelConfig
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 MODEL = ModelConfig(
     width=32, heads=4, feedforward=64, layers=3, queries=4, pixel_layers=1, text_width=32, text_layers=1, text_heads=2
 )

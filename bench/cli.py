@@ -15,6 +15,7 @@ import typer
 
 from bench import options
 from bench.ablate_commands import ablate
+from bench.archive_command import archive
 from bench.data.commands import data_app
 from bench.errors import UserError, full_disk, printable
 from bench.external_commands import evaluate, import_results
@@ -160,32 +161,21 @@ def report(
       bench report main --no-paper
       bench report main --compare main-of-last-week
     """
+    from bench.suite_folder import find_suite
     from reports.build import build_report
     from reports.compare import compare as compare_folders
     from reports.tables import to_rich
 
-    folder = _suite_folder(name, runs_dir)
+    folder = find_suite(name, runs_dir)
     console = terminal_console()
     if compare is not None:
-        table, files = compare_folders(folder, _suite_folder(compare, runs_dir))
+        table, files = compare_folders(folder, find_suite(compare, runs_dir))
         console.print(to_rich(table))
         console.print(f"report   {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
         return
     built = build_report(folder, paper=paper)
     console.print(to_rich(built.main))
     console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
-
-
-def _suite_folder(name: str, runs_dir: Path) -> Path:
-    """The suite folder that a user means; UserError with those that there are."""
-    folder = runs_dir / name if (runs_dir / name).is_dir() else Path(name)
-    if not (folder / "suite.json").exists():
-        known = [path.parent.name for path in sorted(runs_dir.glob("*/suite.json"))]
-        have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
-        raise UserError(f"no suite.json in {folder}: {have}")
-    if any(folder.glob("search-*.json")):
-        raise UserError(f"{folder} is a search of `bench tune`, without scores on test: see tuned-*.json in it")
-    return folder
 
 
 @app.command()
@@ -205,12 +195,13 @@ def phrasings(
       bench phrasings main
     """
     from bench.phrasings import ask_phrasings
+    from bench.suite_folder import find_suite
     from reports.build import build_report
     from reports.tables import to_rich
 
     console = terminal_console()
     with progress_bar(console, "asking in other words") as on_progress:
-        asked = ask_phrasings(_suite_folder(name, runs_dir), on_progress)
+        asked = ask_phrasings(find_suite(name, runs_dir), on_progress)
     built = build_report(asked.folder)
     if built.prompts is not None:
         console.print(to_rich(built.prompts))
@@ -230,6 +221,7 @@ app.command()(tune)
 app.command()(evaluate)
 app.command()(import_results)
 app.command()(verify)
+app.command()(archive)
 
 
 @app.command("list")

@@ -49,7 +49,10 @@ def run_state(run_dir: Path) -> dict[str, Any]:
 
 
 def is_finished(spec: RunSpec, run_dir: Path) -> bool:
-    """True where this very spec ended well and its records can be read: such a trial is not run again."""
+    """True where this very spec ended well and its records can be read: such a trial is not run again.
+
+    The predicted masks may be absent (`bench archive` leaves them out), not broken.
+    """
     status = run_state(run_dir)
     if status["state"] != "finished" or status.get("spec_hash") != spec.hash:
         return False
@@ -59,7 +62,8 @@ def is_finished(spec: RunSpec, run_dir: Path) -> bool:
     try:
         columns = set(pq.read_schema(run_dir / "records.parquet").names)
         versions = set(pq.read_table(run_dir / "records.parquet", columns=["schema_version"])[0].to_pylist())
-        pq.read_schema(run_dir / "predictions.parquet")
+        if (run_dir / "predictions.parquet").exists():
+            pq.read_schema(run_dir / "predictions.parquet")
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return False
     return columns | set(ADDED_COLUMNS) == set(RECORD_COLUMNS) and versions <= set(READABLE_VERSIONS)

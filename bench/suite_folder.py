@@ -40,6 +40,18 @@ class SuiteFile(BaseModel):
     own_weights: dict[str, str] = {}
 
 
+def find_suite(name: str, runs_dir: Path) -> Path:
+    """The suite folder that a user means by a name under `runs_dir` or a path; UserError with those that there are."""
+    folder = runs_dir / name if (runs_dir / name).is_dir() else Path(name)
+    if not (folder / "suite.json").exists():
+        known = [path.parent.name for path in sorted(runs_dir.glob("*/suite.json"))]
+        have = f"{runs_dir} holds: {', '.join(known)}" if known else f"{runs_dir} holds no runs: start with `bench run`"
+        raise UserError(f"no suite.json in {folder}: {have}")
+    if any(folder.glob("search-*.json")):
+        raise UserError(f"{folder} is a search of `bench tune`, without scores on test: see tuned-*.json in it")
+    return folder
+
+
 def read_suite(folder: Path, fix: str = "run the suite again") -> dict[str, Any]:
     """suite.json of `folder`, its fields as `SuiteFile` says, its runs folders of `folder`.
 

@@ -70,6 +70,8 @@ def find_own_weights(asked: Sequence[str], choice: Choice) -> dict[str, WeightsF
     UserError where a word is none, the method is not of the choice or has no weights of its own, or the file is not to
     be had, cannot be read, or does not fit.
     """
+    if not asked:
+        return {}  # without torch, which the driver of a Ray run does not need
     from bench.methods import METHODS, make_spec
     from models.checkpoints import CheckpointError
     from models.hub import locate

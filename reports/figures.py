@@ -319,6 +319,7 @@ def drawing_of(figure: Figure) -> Drawing:
         text.set_parse_math(False)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
+    figure.set_layout_engine("none")  # everything stays where the PNG has it, and is not laid out again
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "boltzbench"}):
         figure.savefig(svg, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
     return Drawing(png.getvalue(), svg.getvalue())

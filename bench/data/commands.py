@@ -248,7 +248,13 @@ def preview(
 def phantom(
     out: Annotated[Path, typer.Option(help="The folder to write; it gets one folder per data set.", metavar="DIR")],
     difficulty: Annotated[str, typer.Option(help="default, easy or hard.")] = "default",
-    patients: Annotated[int, typer.Option(help="Training patients per data set; a third as many for test.", min=3)] = 6,
+    objects: Annotated[
+        str | None, typer.Option(help="Only these of Table 9, e.g. nodule,tumor,vessel.", metavar="A,B")
+    ] = None,
+    patients: Annotated[int, typer.Option(help="Training patients per data set.", min=3)] = 6,
+    test_patients: Annotated[
+        int | None, typer.Option(help="Test patients per data set; default: a third of --patients.", min=1)
+    ] = None,
     slices: Annotated[int, typer.Option(help="Neighbouring slices per patient.", min=1)] = 3,
     size: Annotated[int, typer.Option(help="Pixels per side of an image.", min=64, max=2048)] = 256,
     seed: Annotated[int, typer.Option(help="Another seed, other patients.", min=0)] = 0,
@@ -260,11 +266,12 @@ def phantom(
     options give the same bytes.
 
     \b
-    Example:
+    Examples:
       bench data phantom --difficulty hard --out hard
       bench data preview hard/MSD-HepaticVessel
+      bench data phantom --objects nodule,tumor,vessel --patients 40 --test-patients 60 --out lesions
     """
-    from bench.data.phantom import PHANTOMS, generate
+    from bench.data.phantom import PHANTOMS, generate, objects_by_dataset
     from bench.errors import unknown_name
     from bench.spec import PhantomSize
 
@@ -273,8 +280,11 @@ def phantom(
         raise unknown_name(
             "difficulty", difficulty, ["default", *(p.removeprefix("phantom-") for p in PHANTOMS if "-" in p)]
         )
-    wanted = PhantomSize(image_size=size, patients=patients, test_patients=patients // 3, slices=slices, seed=seed)
+    if test_patients is None:
+        test_patients = patients // 3
+    wanted = PhantomSize(image_size=size, patients=patients, test_patients=test_patients, slices=slices, seed=seed)
+    only = None if objects is None else objects_by_dataset([word.strip() for word in objects.split(",")])
     with progress_bar(terminal_console(), f"generating {name}") as on_progress:
-        folders = generate(out, wanted, None, on_progress, PHANTOMS[name])
+        folders = generate(out, wanted, only, on_progress, PHANTOMS[name])
     for folder in folders:
         print(folder)

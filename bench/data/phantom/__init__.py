@@ -7,6 +7,16 @@ difficulty) -> render (one slice) -> write (folders in the BiomedParse layout). 
 from bench.data.phantom.difficulty import PHANTOMS, Difficulty
 from bench.data.phantom.plan import SlicePlan, plan_split
 from bench.data.phantom.render import render_slice
-from bench.data.phantom.write import VERSION, folder_name, generate
+from bench.data.phantom.write import VERSION, folder_name, generate, objects_by_dataset
 
-__all__ = ["PHANTOMS", "VERSION", "Difficulty", "SlicePlan", "folder_name", "generate", "plan_split", "render_slice"]
+__all__ = [
+    "PHANTOMS",
+    "VERSION",
+    "Difficulty",
+    "SlicePlan",
+    "folder_name",
+    "generate",
+    "objects_by_dataset",
+    "plan_split",
+    "render_slice",
+]

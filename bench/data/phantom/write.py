@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +27,16 @@ from experiments.paper import DATASETS, TABLE_9
 VERSION = 2  # of the generator: raise it with any change of the pictures, so that old and new do not mix
 DONE = "phantom.json"  # written last; a folder without it is not a phantom
 MANY = 150  # slices, from which a second process pays for its start
+
+
+def objects_by_dataset(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The data sets of Table 9 that have objects of these names, with those of them. UserError for an unknown name."""
+    for name in names:
+        if name not in {known for _, known in TABLE_9}:
+            raise unknown_name("object of Table 9", name, {known for _, known in TABLE_9})
+    return {
+        dataset: found for dataset in DATASETS if (found := tuple(name for name in names if (dataset, name) in TABLE_9))
+    }
 
 
 def parameters(

@@ -60,6 +60,7 @@ def run(
     suite: Annotated[str, typer.Option(help="What to run; see `bench list suites`.")] = "main",
     data: options.Data = None,
     profile: options.Profile = None,
+    changes: options.Set = None,
     methods: Annotated[str | None, typer.Option(help="Only these, e.g. boltzformer,sam.", metavar="A,B")] = None,
     backbones: options.Backbones = None,
     seeds: options.Seeds = None,
@@ -106,6 +107,7 @@ def run(
       bench run --suite main --data s3://bucket/openkbp
       bench run --suite main --data phantom-hard
       bench run --suite main --methods boltzformer,seem --dry-run
+      bench run --suite main --set steps=900 --set learning_rate=5e-4
       bench run --suite main --profile paper --measure
       bench run --suite main --splits splits.json
       bench run --suite main --address auto
@@ -121,6 +123,7 @@ def run(
         suite=suite,
         data=tuple(data or ()),
         profile=profile,
+        changes=tuple(changes or ()),
         methods=options.names(methods),
         backbones=options.names(backbones),
         seeds=options.seed_numbers(seeds),

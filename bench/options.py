@@ -21,6 +21,15 @@ Data = Annotated[
     ),
 ]
 Profile = Annotated[str | None, typer.Option(help="The scale; default: chosen from the hardware.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Another value of a field of the profile: of its recipe (steps=900, learning_rate=5e-4, batch_images=8), "
+        "model.width, nnunet.epochs, phantom.test_patients, cpus_per_trial, ...; may be repeated.",
+        metavar="FIELD=VALUE",
+    ),
+]
 Backbones = Annotated[str | None, typer.Option(help="Only these of the profile.", metavar="A,B")]
 Seeds = Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2.", metavar="0,1")]
 Name = Annotated[

@@ -15,6 +15,7 @@ from bench.estimate import (
     phantom_workload,
     workload_of,
 )
+from bench.override import with_overrides
 from bench.spec import Profile, RunSpec, Suite
 from bench.weights import WeightsFile
 
@@ -53,6 +54,7 @@ class Request:
     trials: int | None = None  # configurations of the space
     tuned: bool = False  # by the recipes that `bench tune` found
     tuned_from: Path | None = None  # its folder
+    changes: tuple[str, ...] = ()  # of the profile's fields, FIELD=VALUE
 
     @property
     def command(self) -> str:
@@ -69,6 +71,8 @@ class Request:
         words += ["--tuned"] if self.tuned and self.tuned_from is None else []
         for folder in self.data:
             words += ["--data", str(folder)]
+        for change in self.changes:
+            words += ["--set", change]
         for weights in self.weights:
             words += ["--weights", weights]
         methods = self.methods if self.space is None else None
@@ -156,7 +160,7 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
         name = chosen.name
     if name not in profiles.PROFILES:
         raise unknown_name("profile", name, profiles.PROFILES)
-    profile = profiles.PROFILES[name]
+    profile = with_overrides(profiles.PROFILES[name], request.changes)
     methods = _pick("method", request.methods, suite.methods, METHODS, f"suite {suite.name}")
     known = profiles.BACKBONE_LABELS
     backbones = _pick("backbone", request.backbones, profile.backbones, known, f"profile {name}")

@@ -23,23 +23,24 @@ class Frozen(BaseModel):
 Name = Annotated[str, StringConstraints(pattern=r"^[\w.=%-]+$", max_length=100)]
 # half of the 64 bits that a prompt's generator is seeded with
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Recipe(Frozen):
     """How a segmenter is trained; the same for every decoder of a suite."""
 
     image_size: Annotated[int, Field(ge=1, le=2**13)]  # px, square
-    steps: int
-    batch_images: int
-    prompts_per_image: int  # at most so many of an image's targets in a training batch
-    learning_rate: float
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    clip_norm: float = 1.0
+    steps: Count
+    batch_images: Count
+    prompts_per_image: Count  # at most so many of an image's targets in a training batch
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False  # image features are computed again in the backward pass: less memory, slower
-    validate_every: int = 100  # steps
-    patience: int = 5  # validations without a lower loss before the run stops early
+    validate_every: Count = 100  # steps
+    patience: Count = 5  # validations without a lower loss before the run stops early
     # how often a data set is drawn, by its number of images n: proportional (n), square-root (n ** 0.5), uniform (1)
     dataset_sampling: Literal["proportional", "square-root", "uniform"] = "square-root"
     augment: bool = True  # appendix A.5
@@ -50,21 +51,21 @@ class Recipe(Frozen):
 class NnunetBudget(Frozen):
     """What one nnU-Net expert is given. None leaves nnU-Net's own plan (patch, batch, network) as it is."""
 
-    epochs: int
-    iterations_per_epoch: int
-    batch_size: int | None = None
-    patch_size: int | None = None  # px, square; never more than the image
+    epochs: Count
+    iterations_per_epoch: Count
+    batch_size: Count | None = None
+    patch_size: Count | None = None  # px, square; never more than the image
     features: tuple[int, ...] | None = None  # channels per stage
 
 
 class PhantomSize(Frozen):
     """How much phantom a profile generates."""
 
-    image_size: int
-    patients: int  # per data set, in the train folder
-    test_patients: int
-    slices: int  # per patient
-    seed: int = 0
+    image_size: Annotated[int, Field(ge=64, le=2048)]
+    patients: Annotated[int, Field(ge=3)]  # per data set, in the train folder
+    test_patients: Count
+    slices: Count  # per patient
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class Profile(Frozen):
@@ -83,8 +84,8 @@ class Profile(Frozen):
     memory_gib_per_trial: float = 0  # of the machine, not of its GPUs; 0 reserves none
     # processes that train one trial by the shared recipe, each of which reserves the above; with fewer the recipe is
     # the same. No part of a run's spec, as is `micro_batch`
-    workers_per_trial: Annotated[int, Field(ge=1)] = 1
-    micro_batch: Annotated[int, Field(ge=1)] | None = None  # images that a worker has at once; None: all of its share
+    workers_per_trial: Count = 1
+    micro_batch: Count | None = None  # images that a worker has at once; None: all of its share
     cpus_per_expert: float = 1  # of nnU-Net; fractions of a GPU are Ray's bookkeeping, memory is not divided
     gpus_per_expert: float = 0
 

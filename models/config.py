@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # spec.json may come from somebody else: no model that could not be built
 Size = Annotated[int, Field(ge=1, le=2**14)]
@@ -28,13 +28,21 @@ class ModelConfig(BaseModel):
     context_length: Size = 77
 
     attention: Literal["boltzmann", "threshold", "full"] = "boltzmann"
-    temperature: float = 1.0  # tau_0
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # tau_0
     annealing: Literal["inverse", "linear", "cosine", "constant"] = "inverse"  # of the temperature, layer by layer
-    sampling_ratio: float = 0.1  # N / N_v
+    sampling_ratio: Annotated[float, Field(gt=0, le=1)] = 0.1  # N / N_v
     text_prior: bool = True  # Eq. 4
     pigma: bool = True  # Fig. 3; without it the mask is the query ensemble, Eq. 7
     pigma_channels: Size = 10  # c
     compare_per_head: bool = False  # every head draws its own tokens, as in the authors' code: for comparison only
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        if self.width % 32 or self.width % self.heads:
+            raise ValueError("width is to be a multiple of 32 (groups of a norm) and of heads")
+        if self.text_width % self.text_heads:
+            raise ValueError("text_width is to be a multiple of text_heads")
+        return self
 
 
 FULL = ModelConfig()

@@ -120,3 +120,22 @@ def test_group_norm_is_the_same(dtype, layout, monkeypatch):
     assert (out.data_ptr() == x.data_ptr()) is (layout == torch.channels_last)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_group_norm_are_the_same(dtype, layout):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(4, 16)
+    nn.init.normal_(norm.weight)
+    x = (3 * torch.randn(2, 16, 5, 7) + 2).to(dtype).to(memory_format=layout).requires_grad_()
+    weights = torch.randn(2, 16, 5, 7)
+    wanted = torch.autograd.grad((norm(x.float()) * weights).sum(), (x, norm.weight, norm.bias))
+    norm = norm.to(dtype)
+    out = group_norm(x, norm)
+    assert out.is_contiguous(memory_format=layout) and out.dtype == dtype
+    found = torch.autograd.grad((out.float() * weights).sum(), (x, norm.weight, norm.bias))
+    for one, other in zip(found, wanted, strict=True):
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        scale = other.float().abs().max().item()
+        torch.testing.assert_close(one.float(), other.float(), rtol=tolerance, atol=tolerance * scale)

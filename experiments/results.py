@@ -1,0 +1,163 @@
+"""docs/results.md and the README's headline table, from the archives in docs/results: `python -m experiments.results`.
+
+The page is a Jinja template (docs/results.md.j2). No number stands in it: tables, figures and single values are taken
+from the reports of the archives (`bench archive`), each of which is built anew. `--check` writes nothing and ends with
+1 where the page or the README differs from what would be written.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import jinja2
+import pandas as pd
+import typer
+
+from bench.atomic import write_file, write_text
+from bench.errors import UserError
+from reports.build import build_report
+from reports.load import load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHIVES, PAGE = Path("docs/results"), Path("docs/results.md")
+FIGURES = Path("docs/figures/results")
+README, HEADLINE = Path("README.md"), ("<!-- results: begin -->\n", "<!-- results: end -->\n")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is written: texts and pictures by their path below the root."""
+
+    texts: dict[Path, str]
+    pictures: dict[Path, bytes]
+
+
+def make_page(root: Path = ROOT) -> Page:
+    """The page and the README below `root`, made anew. UserError for an archive, table, row or figure that is not
+    there."""
+    pictures: dict[Path, bytes] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+
+        @cache
+        def report(part: str, paper: bool) -> Path:
+            folder = Path(scratch) / f"{part}-{paper}"
+            build_report(root / ARCHIVES / part, folder, paper=paper)
+            return folder
+
+        def file(part: str, name: str, paper: bool = False) -> Path:
+            path = report(part, paper) / name
+            if not path.is_file():
+                raise UserError(f"the report of {ARCHIVES / part} has no {name}: see `bench report {ARCHIVES / part}`")
+            return path
+
+        def figure(part: str, name: str, text: str) -> str:
+            path = FIGURES / f"{part}_{name}.png"
+            pictures[path] = file(part, f"{name}.png").read_bytes()
+            return f"![{text}]({path.relative_to(PAGE.parent)})"
+
+        def table(part: str, name: str, paper: bool = False) -> str:
+            return without_heading(file(part, f"{name}.md", paper).read_text("utf-8"))
+
+        def value(part: str, name: str, row: str, column: str, digits: int = 1) -> str:
+            return value_of(pd.read_csv(file(part, f"{name}.csv", True)), row, column, digits)
+
+        tools = {
+            "table": table,
+            "value": value,
+            "figure": figure,
+            "about": lambda part: about(root / ARCHIVES / part),
+            "runs": lambda part: runs(root / ARCHIVES / part),
+            "exists": lambda part: (root / ARCHIVES / part / "suite.json").is_file(),
+        }
+        page = _rendered(root / PAGE.with_suffix(".md.j2"), tools)
+        headline = _rendered(root / PAGE.with_name("headline.md.j2"), tools)
+    readme = _between((root / README).read_text("utf-8"), headline)
+    return Page({PAGE: page, README: readme}, pictures)
+
+
+def without_heading(markdown: str) -> str:
+    """A report's table with caption and notes, its heading left to the page."""
+    return re.sub(r"\A## .*\n+", "", markdown).strip()
+
+
+def value_of(table: pd.DataFrame, row: str, column: str, digits: int) -> str:
+    """One value of a report's CSV table, of the row whose first cell is `row`. UserError where it has none."""
+    lines = table[table.iloc[:, 0].astype(str) == row]
+    if len(lines) != 1 or column not in table:
+        raise UserError(f"no single value '{row}', '{column}' among {list(table.iloc[:, 0])}, {list(table.columns)}")
+    number = pd.to_numeric(lines[column], errors="coerce").iloc[0]
+    return str(lines[column].iloc[0]) if pd.isna(number) else f"{number:,.{digits}f}"
+
+
+def about(archive: Path) -> str:
+    """The command, the split's hash and how many runs have ended."""
+    results = load_suite(archive)
+    finished = sum(run.state == "finished" for run in results.runs)
+    hours = sum(run.seconds or 0 for run in results.runs) / 3600
+    return (
+        f"`{results.command}`, split `{results.split_hash}`: {finished} of {len(results.runs)} runs, "
+        f"{hours:.1f} hours of trials; archive `{archive.relative_to(archive.parents[2])}`."
+    )
+
+
+def runs(archive: Path) -> str:
+    """Every run with its id, state, minutes, and the commit that it ran on."""
+    lines = ["| Run | state | minutes | commit |", "| --- | --- | ---: | --- |"]
+    for run in load_suite(archive).runs:
+        git = run.env.get("git") or {}
+        commit = (git.get("commit") or "-")[:10] + (" and changes" if git.get("dirty") else "")
+        lines.append(f"| {run.run_id} | {run.state} | {(run.seconds or 0) / 60:.1f} | {commit} |")
+    return "\n".join(lines)
+
+
+def _rendered(template: Path, tools: Mapping[str, Callable]) -> str:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template.read_text("utf-8")).render(tools)
+
+
+def _between(readme: str, headline: str) -> str:
+    begin, end = HEADLINE
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        raise UserError(
+            f"{README} has no place for the headline table: write {begin.strip()} and {end.strip()} into it"
+        )
+    before, rest = readme.split(begin)
+    return before + begin + headline + end + rest.split(end)[1]
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 where something differs.")] = False,
+) -> None:
+    """Write docs/results.md, its figures and the README's headline table from the archives in docs/results."""
+    try:
+        page = make_page()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    different = [path for path, text in page.texts.items() if _text(ROOT / path) != text]
+    if check:
+        for path in different:
+            print(f"{path} is not what `python -m experiments.results` writes")
+        raise typer.Exit(1 if different else 0)
+    for path, text in page.texts.items():
+        write_text(ROOT / path, text)
+    for path, picture in page.pictures.items():
+        write_file(ROOT / path, lambda handle, content=picture: handle.write(content))
+    print(f"wrote {', '.join(map(str, page.texts))} and {len(page.pictures)} figures")
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text("utf-8") if path.is_file() else None
+
+
+if __name__ == "__main__":
+    typer.run(main)

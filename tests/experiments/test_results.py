@@ -1,0 +1,101 @@
+"""docs/results.md: its numbers are those of the reports that `bench report` writes of the archives."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from bench.archive import archive_suite
+from bench.errors import UserError
+from experiments.results import make_page, value_of
+from reports.build import build_report
+
+TEMPLATE = """# Results
+
+{{ about("toy") }}
+
+{{ table("toy", "main_table") }}
+
+{{ figure("toy", "curves", "Training curves") }}
+
+SEEM reaches {{ value("toy", "main_table", "SEEM (text)+Hiera-XT", "average") }} with
+{{ value("toy", "main_table", "SEEM (text)+Hiera-XT", "parameters", 0) }} parameters.
+{% if exists("later") %}
+{{ table("later", "claims") }}
+{% endif %}
+
+{{ runs("toy") }}
+"""
+README = "# A title\n<!-- results: begin -->\nan earlier table\n<!-- results: end -->\nthe rest\n"
+
+
+@pytest.fixture
+def root(toy_runs, tmp_path):
+    archive_suite(toy_runs / "runs" / "toy", tmp_path / "docs" / "results" / "toy")
+    (tmp_path / "docs" / "results.md.j2").write_text(TEMPLATE)
+    (tmp_path / "docs" / "headline.md.j2").write_text('{{ table("toy", "by_size") }}\n')
+    (tmp_path / "README.md").write_text(README)
+    return tmp_path
+
+
+def texts_of(page):
+    return {str(path): text for path, text in page.texts.items()}
+
+
+def test_numbers_tables_and_figures_are_those_of_the_report(root, tmp_path):
+    page = make_page(root)
+    report = build_report(root / "docs" / "results" / "toy", tmp_path / "report", paper=False)
+    text = texts_of(page)["docs/results.md"]
+    main = report.tables["main_table.md"].read_text()
+    assert main.partition("\n\n")[2].strip() in text and "## Dice" not in text
+    row = pd.read_csv(report.tables["main_table.csv"]).set_index("method").loc["SEEM (text)+Hiera-XT"]
+    assert f"SEEM reaches {row['average']:.1f} with\n{row['parameters']:,} parameters." in text
+    assert "![Training curves](figures/results/toy_curves.png)" in text
+    (picture,) = page.pictures.items()
+    assert str(picture[0]) == "docs/figures/results/toy_curves.png"
+    assert picture[1] == report.figures["curves.png"].read_bytes()
+
+
+def test_it_traces_to_runs_a_split_and_a_command(root):
+    text = texts_of(make_page(root))["docs/results.md"]
+    archive = root / "docs" / "results" / "toy"
+    for run in archive.glob("*-seed*"):
+        assert re.search(rf"\| {run.name} \| finished \| [\d.]+ \| [0-9a-f]{{10}}", text)
+    assert "`bench run --suite smoke --data toy" in text and "4 of 4 runs" in text
+    assert re.search(r"split `[0-9a-f]{12}`", text) and "archive `docs/results/toy`" in text
+
+
+def test_the_readme_is_changed_between_its_marks_alone(root):
+    text = texts_of(make_page(root))["README.md"]
+    assert text.startswith("# A title\n<!-- results: begin -->\n") and text.endswith(
+        "<!-- results: end -->\nthe rest\n"
+    )
+    assert "an earlier table" not in text and "Object area" in text
+    (root / "README.md").write_text(text)
+    assert texts_of(make_page(root))["README.md"] == text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("main_table", "main_tabel", "has no main_tabel"),
+        ("SEEM (text)+Hiera-XT", "SEEM", "no single value 'SEEM'"),
+        ('"average"', '"avg"', "no single value"),
+    ],
+)
+def test_what_is_not_there_is_told(root, old, new, message):
+    template = root / "docs" / "results.md.j2"
+    template.write_text(template.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        make_page(root)
+
+
+def test_a_readme_without_a_place_is_told(root):
+    (root / "README.md").write_text("# A title\n")
+    with pytest.raises(UserError, match="has no place for the headline"):
+        make_page(root)
+
+
+def test_a_gap_stays_a_gap():
+    table = pd.DataFrame({"method": ["a", "b"], "average": ["failed", "12.345"]})
+    assert (value_of(table, "a", "average", 1), value_of(table, "b", "average", 1)) == ("failed", "12.3")

@@ -9,6 +9,7 @@ import typer
 
 from bench.data.prepare.commands import prepare_app
 from bench.errors import UserError
+from bench.options import names
 from bench.terminal import progress_bar, terminal_console, text_table
 
 data_app = typer.Typer(help="Prepare data sets and look at them.", no_args_is_help=True, rich_markup_mode=None)
@@ -283,7 +284,7 @@ def phantom(
     if test_patients is None:
         test_patients = patients // 3
     wanted = PhantomSize(image_size=size, patients=patients, test_patients=test_patients, slices=slices, seed=seed)
-    only = None if objects is None else objects_by_dataset([word.strip() for word in objects.split(",")])
+    only = None if objects is None else objects_by_dataset(names(objects) or [objects])
     with progress_bar(terminal_console(), f"generating {name}") as on_progress:
         folders = generate(out, wanted, only, on_progress, PHANTOMS[name])
     for folder in folders:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -140,6 +141,25 @@ def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, t
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     tables = [pd.read_parquet(place / run_id / "records.parquet").drop(columns="seconds") for place in (here, there)]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_call_after_the_end_of_ray_starts_no_other_even_where_ray_was_imported_first():
+    """Tune's thread makes such calls after Ctrl-C. A Ray that it started was one that nobody stopped."""
+    code = """
+        import bench.tuning, ray
+        from bench.environment import Hardware
+        with bench.tuning._ray(Hardware(1, 1.0, ()), 1):
+            assert ray.get(ray.put(3)) == 3
+        try:
+            ray.put(3)
+        except Exception as error:
+            print(type(error).__name__, ray.is_initialized())
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["RaySystemError", "False"], done.stderr
 
 
 @pytest.mark.fault

@@ -41,7 +41,7 @@ GRACE = 5.0  # seconds for a part of a trial to end by itself when another has f
 OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
 WAITING = {"cpu": 0, "memory": 1}  # a byte: Ray wants something reserved
 ENVIRONMENT = {
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # after Ctrl-C, Tune's thread must not start another Ray, whose end ends us
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # after Ctrl-C, Tune's thread must not start another Ray (see bench/__init__.py)
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # data paths and the tracking store keep their meaning
@@ -51,8 +51,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-# not only where Ray is started: it reads this one once, when anybody (a plugin, a test) first imports it
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", ENVIRONMENT["RAY_ENABLE_AUTO_CONNECT"])
 
 
 def run_trials(

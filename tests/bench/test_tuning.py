@@ -146,9 +146,11 @@ def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, t
 def test_a_call_after_the_end_of_ray_starts_no_other_even_where_ray_was_imported_first():
     """Tune's thread makes such calls after Ctrl-C. A Ray that it started was one that nobody stopped."""
     code = """
-        import bench.tuning, ray
+        import bench
+        import ray  # as a method of another package may, before anything of ours needs it
+        from bench import tuning
         from bench.environment import Hardware
-        with bench.tuning._ray(Hardware(1, 1.0, ()), 1):
+        with tuning._ray(Hardware(1, 1.0, ()), 1):
             assert ray.get(ray.put(3)) == 3
         try:
             ray.put(3)

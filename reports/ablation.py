@@ -10,13 +10,14 @@ import pandas as pd
 from bench.fairness import COSTS
 from bench.spec import Ablation
 from experiments.paper import PAPER_DEFAULTS, TABLES_3_TO_8
-from reports.aggregate import score
+from reports.aggregate import score, seed_scores
 from reports.cost import cost_table
 from reports.figures import COLORS, Drawing, drawing_of
 from reports.grid import check_grid
 from reports.load import SuiteResults
 from reports.significance import paired_tests, patient_means
-from reports.statistics import DRAWS, cluster_bootstrap, differences
+from reports.significance_tables import seed_words
+from reports.statistics import DRAWS, Spread, cluster_bootstrap, differences
 from reports.strata import ALL, GROUPS, LARGE, SMALL, members
 from reports.tables import Column, Table, highlight
 
@@ -25,22 +26,29 @@ SIZES = {"all": ALL, "small": SMALL, "large": LARGE}
 
 
 def ablation_table(
-    ablation: Ablation, values: Mapping[str, str], results: SuiteResults, own: str, paper: bool = True
+    ablation: Ablation,
+    values: Mapping[str, str],
+    results: SuiteResults,
+    own: str,
+    spread: Spread | None = None,
+    paper: bool = True,
 ) -> Table:
     """One line per value and backbone: Dice by size, difference to the profile's own value, the paper's, cost.
 
     values: what the table shows -> row of the suite ("boltzformer temperature=0.25"); own: the row of the profile's own
-    values ("boltzformer"), which the others are compared with; paper: with the paper's numbers. Gaps are shown as in
-    every table.
+    values ("boltzformer"), which the others are compared with; spread: of a difference over seeds, pooled over the
+    whole suite (`suite_spread`); paper: with the paper's numbers. Gaps are shown as in every table.
     """
     part = results.only({*values.values(), own})
     grid = check_grid(part)
     scores = score(part.records, grid)
-    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
+    inside = members(scores.cases["area_pct"], GROUPS)
+    bootstrap = cluster_bootstrap(scores, inside)
     costs = cost_table(part, grid).frame  # a line per row of the grid
     everything = np.ones(len(scores.cases), bool)
     tests = paired_tests({"all": patient_means(scores, everything)}, grid.rows, own)
-    effects = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, own)
+    by_seed = seed_scores(scores, inside)
+    effects = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, own, by_seed, {"all": spread})
     compared = effects.assign(p=tests.get("all_p")).set_index("label") if len(effects) else pd.DataFrame()
     beside = paper and ablation.table is not None
     own_value = next((value for value, row in values.items() if row == own), None)
@@ -84,8 +92,9 @@ def ablation_table(
     keys = [key for column in columns for key in (column.key, column.beside) if key]
     caption = (
         "Mean Dice in percent by object size, weighted as in the table by size. Difference: to the profile's own "
-        f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients) and p of Wilcoxon's signed-rank "
-        "test on patients, corrected by Holm over the values of this table."
+        f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients{seed_words(results, scores)}) "
+        "and p of Wilcoxon's signed-rank test on patients, corrected by Holm over the values of this table; it holds "
+        "no choice of seeds."
     )
     if beside:
         caption += f" Paper: its Table {ablation.table}, at its scale and on its data."

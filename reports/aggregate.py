@@ -18,13 +18,14 @@ class Scores:
     """Dice of C cases for R rows, averaged over seeds.
 
     cases: the grid's frame with `area_pct`; dice: (C, R) float64 percent, NaN in a gap and where truth and
-    prediction are both empty; present: (C, R) bool; complete: (R,) bool, rows that have every case of every
-    data set (only these get an average); seconds: (R,) mean seconds per prompt; both_empty: (R,) int64,
-    records without Dice (published ones that give none, too).
+    prediction are both empty; by_seed: (S, C, R) the same of each seed, ascending; present: (C, R) bool; complete:
+    (R,) bool, rows that have every case of every data set (only these get an average); seconds: (R,) mean seconds per
+    prompt; both_empty: (R,) int64, records without Dice (published ones that give none, too).
     """
 
     cases: pd.DataFrame
     dice: np.ndarray
+    by_seed: np.ndarray
     present: np.ndarray
     complete: np.ndarray
     seconds: np.ndarray
@@ -34,7 +35,13 @@ class Scores:
 def only_cases(scores: Scores, inside: np.ndarray) -> Scores:
     """The scores of the cases in `inside`, (C,) bool; which rows are complete, and seconds, stay those of all."""
     cases = scores.cases[inside].reset_index(drop=True)
-    return replace(scores, cases=cases, dice=scores.dice[inside], present=scores.present[inside])
+    return replace(
+        scores,
+        cases=cases,
+        dice=scores.dice[inside],
+        by_seed=scores.by_seed[:, inside],
+        present=scores.present[inside],
+    )
 
 
 def dice_percent(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
@@ -68,6 +75,7 @@ def score(records: pd.DataFrame, grid: Grid) -> Scores:
     return Scores(
         cases=cases,
         dice=per_case(dice, grid),
+        by_seed=per_seed(dice, records, grid),
         present=grid.present,
         complete=grid.present.all(axis=0) & (set(grid.cases["dataset"]) == set(grid.datasets)) & (len(cases) > 0),
         seconds=_ratio(total, np.bincount(grid.row_code, timed * 1.0, minlength=rows)),
@@ -84,6 +92,15 @@ def per_case(values: np.ndarray, grid: Grid) -> np.ndarray:
     total = np.bincount(place, np.where(valid, values, 0.0), minlength=shape[0] * shape[1])
     mean = _ratio(total, np.bincount(place, valid * 1.0, minlength=shape[0] * shape[1]))
     return np.where(grid.present, mean.reshape(shape), np.nan)
+
+
+def per_seed(values: np.ndarray, records: pd.DataFrame, grid: Grid) -> np.ndarray:
+    """(n,) a number per record -> (S, C, R) of each seed, ascending; NaN where there is none and in a gap."""
+    seeds, seed_code = np.unique(records["seed"].to_numpy(), return_inverse=True)
+    found = np.full((len(seeds), len(grid.cases), len(grid.rows)), np.nan)
+    found[seed_code, grid.case_code, grid.row_code] = values
+    found[:, ~grid.present] = np.nan
+    return found
 
 
 def dataset_means(scores: Scores, datasets: tuple[str, ...]) -> np.ndarray:
@@ -190,6 +207,17 @@ def group_scores(sums: list[ClusterSums], weights: list[np.ndarray]) -> np.ndarr
     return _ratio(total, np.broadcast_to(share, np.shape(total)))
 
 
+def seed_scores(scores: Scores, groups: np.ndarray) -> np.ndarray:
+    """(S, G, R) `group_scores` of each seed by itself; NaN where a row was not run with a seed, or has a gap."""
+    found = np.full((len(scores.by_seed), groups.shape[1], scores.dice.shape[1]), np.nan)
+    for place, dice in enumerate(scores.by_seed):
+        sums = cluster_sums(replace(scores, dice=dice), groups)
+        if sums:
+            found[place] = group_scores(sums, [np.ones((1, len(part.size))) for part in sums])[0]
+    found[:, :, ~scores.complete] = np.nan
+    return found
+
+
 def _means_by(scores: Scores, codes: np.ndarray, count: int) -> np.ndarray:
     """(R, count) mean Dice per code, NaN where the code has no case or a case is missing."""
     inside = codes >= 0
@@ -206,23 +234,3 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Division that gives NaN for nothing over nothing, without a warning."""
     numerator = np.asarray(numerator, dtype=np.float64)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
-
-
-def seed_averages(records: pd.DataFrame, grid: Grid, scores: Scores) -> np.ndarray:
-    """(R, S) the unweighted mean over data sets (the paper's Avg.) of each row and each of the S seeds, in percent.
-
-    Seeds in ascending order; NaN where a row was not run with a seed, or has a gap.
-    """
-    seeds, seed_code = np.unique(records["seed"].to_numpy(), return_inverse=True)
-    shape = (len(grid.rows), len(seeds), len(grid.datasets))
-    of_case = pd.Categorical(grid.cases["dataset"], categories=list(grid.datasets)).codes
-    dataset_code = of_case[grid.case_code]
-    place = np.ravel_multi_index((grid.row_code, seed_code, dataset_code), shape)
-    dice = record_dice(records)
-    valid = ~np.isnan(dice)
-
-    def per_cell(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(place, weights, minlength=int(np.prod(shape))).reshape(shape)
-
-    means = _ratio(per_cell(np.where(valid, dice, 0.0)), per_cell(valid.astype(np.float64)))
-    return np.where(scores.complete[:, None], means.mean(axis=2), np.nan)

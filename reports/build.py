@@ -21,6 +21,7 @@ from reports.aggregate import (
     object_sizes,
     per_object,
     score,
+    seed_scores,
 )
 from reports.cases import browser_cases
 from reports.claims import claims_table, fewer_operations, related
@@ -37,7 +38,7 @@ from reports.pictures import draw
 from reports.quality import detection_table, quality_table
 from reports.robustness import prompt_tables
 from reports.significance import patient_means, ranking
-from reports.significance_tables import difference_table, rank_table, seed_table
+from reports.significance_tables import difference_table, rank_table, seed_table, suite_spread
 from reports.statistics import DRAWS, FEW_PATIENTS, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, members
 from reports.tables import Column, Table, highlight, to_csv, to_markdown
@@ -114,7 +115,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     ]
     if paper:
         tables = [beside_paper(table, results, grid) for table in tables]
-    ablated = ablations(results, paper)
+    ablated = ablations(results, scores, paper)
     tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
     tables = [
@@ -275,12 +276,13 @@ def run_table(results: SuiteResults) -> Table:
     return Table("runs", "Runs", "Every run the suite expects.", frame, columns, results.phantom)
 
 
-def ablations(results: SuiteResults, paper: bool) -> list[tuple[Table, Picture | None]]:
+def ablations(results: SuiteResults, scores: Scores, paper: bool) -> list[tuple[Table, Picture | None]]:
     """A table, and a figure where there is a difference to draw, of every ablation the suite has run."""
     made = []
+    spread = suite_spread(results, seed_scores(scores, np.ones((len(scores.cases), 1), bool))[:, 0])
     for name, values in results.ablations.items():
         ablation = ABLATIONS[name]
-        table = ablation_table(ablation, values, results, results.reference or "", paper)
+        table = ablation_table(ablation, values, results, results.reference or "", spread, paper)
         drawing = ablation_figure(ablation, table)
         caption = "Difference to the profile's own value with its 95% interval."
         if "paper" in table.frame:

@@ -5,14 +5,15 @@ the bootstrap over patients:
     more        supported where the interval lies above 0, contradicted where it lies below
     no less     supported where it lies above -MARGIN, contradicted where it lies below -MARGIN
     share       (of complete misses) supported where it reaches down to the paper's, contradicted where it lies above
-Everything else is undecided, with the number of patients that would decide it if the effect stayed as it is. So is what
-was measured on models that have learned next to nothing (Dice under LEARNED): two that miss everything are not alike.
+Everything else is undecided, with the number of patients or seeds that would decide it if the effect stayed as it is.
+So is what was measured on models that have learned next to nothing (Dice under LEARNED): two that miss everything are
+not alike. Where there are two seeds or more the interval holds them, too (`reports.statistics.effect_of`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,16 +23,18 @@ import pandas as pd
 
 from bench.errors import UserError
 from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
-from reports.aggregate import Scores, misses, per_case, score
+from reports.aggregate import Scores, misses, per_case, per_seed, score, seed_scores
 from reports.grid import Grid, check_grid
 from reports.load import SuiteResults, load_suite
-from reports.statistics import FEW_PATIENTS, LEVEL, Bootstrap, cluster_bootstrap
+from reports.significance_tables import suite_spread
+from reports.statistics import FEW_PATIENTS, Bootstrap, Effect, cluster_bootstrap, effect_of, half_width
 from reports.strata import ALL, GROUPS, LARGE, SMALL, members
 from reports.tables import Column, Table
 
 MARGIN = 1.0  # points of Dice: "enough" is to lose no more
 MISSES = 1.4  # percent; section 4.2
 LEARNED = 5.0  # points of Dice
+MOST = 1e6  # times the patients or seeds that there are; what would need more is not to be had
 
 
 @dataclass(frozen=True)
@@ -87,25 +90,24 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """An effect with its 95% interval and the number of patients behind it (in the size group that has fewer); `dice`:
-    of the better of the methods, in percent over all sizes.
+    """An effect and the number of patients behind it (in the size group that has fewer); `dice`: of the better of the
+    methods, in percent over all sizes.
     """
 
-    effect: float
-    low: float
-    high: float
+    effect: Effect
     patients: int
     dice: float
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A suite with what its claims are read from."""
+    """A suite with what its claims are read from; by_seed: (S, G, R) of `seed_scores`."""
 
     suite: SuiteResults
     grid: Grid
     scores: Scores
     bootstrap: Bootstrap
+    by_seed: np.ndarray
 
 
 def claims_table(suites: Sequence[SuiteResults], operations: float | None = None) -> Table:
@@ -130,16 +132,18 @@ def claims_table(suites: Sequence[SuiteResults], operations: float | None = None
         Column("low", "low", 1),
         Column("high", "high", 1),
         Column("cases", "Cases", 0),
+        Column("seeds", "Seeds", 0),
         Column("verdict", "Verdict"),
     )
     caption = (
-        "Effects in points of Dice with 95% intervals over the cases, which are patients, weighted as in the tables; "
-        "the paper's at its own scale. More: supported where the interval lies above 0, contradicted where it lies "
-        f"below. Enough or no worse: the same with -{MARGIN:g} point for 0. Misses: supported where the interval "
-        "reaches down to the paper's share. Cheaper: counted operations of one cross-attention layer (bench profile), "
-        "at least 10 times fewer. Undecided: with the patients that would decide it if the effect stayed as it is; "
-        f"always with fewer than {FEW_PATIENTS} patients that have objects of the sizes compared, and where no method "
-        f"compared reaches {LEARNED:g} points of Dice. Intervals hold no choice of seeds."
+        "Effects in points of Dice with 95% intervals over the cases, which are patients, weighted as in the tables, "
+        "and over seeds where there are two or more (Student's t; of ablations pooled over all rows); the paper's at "
+        "its own scale. More: supported where the interval lies above 0, contradicted where it lies below. Enough or "
+        f"no worse: the same with -{MARGIN:g} point for 0. Misses: supported where the interval reaches down to the "
+        "paper's share. Cheaper: counted operations of one cross-attention layer (bench profile), at least 10 times "
+        "fewer. Undecided: with the patients or seeds that would decide it if the effect stayed as it is; always with "
+        f"fewer than {FEW_PATIENTS} patients that have objects of the sizes compared, and where no method compared "
+        f"reaches {LEARNED:g} points of Dice. With one seed an interval holds no choice of seeds."
     )
     phantom = any(suite.phantom for suite in suites)
     frame = pd.DataFrame(lines, columns=[column.key for column in columns])
@@ -176,37 +180,83 @@ def fewer_operations(profile: Path) -> float | None:
 
 
 def verdict(found: Measured, rule: str) -> str:
-    """ "supported", "contradicted", or "undecided" with the number of patients that would decide it."""
+    """ "supported", "contradicted", or "undecided" with the number of patients or seeds that would decide it."""
+    effect = found.effect
     if found.patients < FEW_PATIENTS:
         return f"undecided: {found.patients} patients have such objects, an interval needs {FEW_PATIENTS}"
     if found.dice < LEARNED:
         return f"undecided: trained too little, Dice {found.dice:.1f} at best"
     if rule == "share":
-        return "supported" if found.low <= MISSES else "contradicted"
+        return "supported" if effect.low <= MISSES else "contradicted"
     bound = 0.0 if rule == "more" else -MARGIN
-    if found.low > bound:
+    if effect.low > bound:
         return "supported"
-    if found.high < bound:
+    if effect.high < bound:
         return "contradicted"
-    distance = abs(found.effect - bound)
-    half = (found.effect - found.low) if found.effect > bound else (found.high - found.effect)
+    return f"undecided: {_needed(found, bound)}"
+
+
+def _needed(found: Measured, bound: float) -> str:
+    """What would bring `bound` out of the interval, if the effect stayed: more patients, more seeds, or both."""
+    effect = found.effect
+    distance = abs(effect.estimate - bound)
+    half = (effect.estimate - effect.low) if effect.estimate > bound else (effect.high - effect.estimate)
     if distance <= 1e-9 * half:
-        return "undecided: no effect to decide"
-    needed = math.ceil(found.patients * (half / distance) ** 2)
-    return f"undecided: some {float(f'{needed:.2g}'):,.0f} patients would decide"
+        return "no effect to decide"
+    if effect.spread is None:
+        return f"some {_rounded(found.patients * (half / distance) ** 2)} patients would decide"
+
+    def enough(patients: float, seeds: float) -> bool:
+        """Whether so many times the patients and the seeds decide."""
+        more = effect.seeds * seeds
+        freedom = effect.spread.freedom * (more - 1) / (effect.seeds - 1)
+        return half_width(effect.patient_se / math.sqrt(patients), effect.spread.sd, more, freedom) < distance
+
+    ways = {
+        "patients": _least(lambda times: enough(times, 1)),
+        "seeds": _least(lambda times: enough(1, times)),
+    }
+    numbers = {"patients": found.patients, "seeds": effect.seeds}
+    told = [f"{_rounded(numbers[what] * times)} {what}" for what, times in ways.items() if times is not None]
+    if told:
+        return f"some {' or '.join(told)} would decide"
+    both = _least(lambda times: enough(times, times))
+    told = [f"{_rounded(number * both)} {what}" for what, number in numbers.items()]
+    return f"some {' with '.join(told)} would decide"
+
+
+def _least(enough: Callable[[float], bool]) -> float | None:
+    """The least multiple from 1 on, to a hundredth, for which `enough` holds; None where no multiple is."""
+    high = 1.0
+    while not enough(high):
+        high *= 2
+        if high > MOST:
+            return None
+    low = high / 2
+    while high - low > 0.01 * low:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _rounded(number: float) -> str:
+    """Upwards to a whole number, of which two digits are told."""
+    return f"{float(f'{math.ceil(number):.2g}'):,.0f}"
 
 
 def _line(found: Measured | None, rule: str) -> dict[str, object]:
     if found is None:
         return {"verdict": "not run"}
-    numbers = {"ours": found.effect, "low": found.low, "high": found.high, "cases": found.patients}
-    return numbers | {"verdict": verdict(found, rule)}
+    effect = found.effect
+    numbers = {"ours": effect.estimate, "low": effect.low, "high": effect.high}
+    return numbers | {"cases": found.patients, "seeds": effect.seeds, "verdict": verdict(found, rule)}
 
 
 def _scored(suite: SuiteResults) -> Scored:
     grid = check_grid(suite)
     scores = score(suite.records, grid)
-    return Scored(suite, grid, scores, cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS)))
+    inside = members(scores.cases["area_pct"], GROUPS)
+    return Scored(suite, grid, scores, cluster_bootstrap(scores, inside), seed_scores(scores, inside))
 
 
 def _measure(claim: Claim, scored: Scored) -> Measured | None:
@@ -215,22 +265,20 @@ def _measure(claim: Claim, scored: Scored) -> Measured | None:
     places = None if None in names else _places(names, scored.grid.rows, scored.scores.complete)
     if places is None:
         return None
-    bootstrap = scored.bootstrap
     groups = (SMALL, LARGE) if claim.gain else (ALL,)
-    signs = (1, -1)
-    effect = sum(s * _difference(bootstrap.estimate[None], g, places)[0] for s, g in zip(signs, groups, strict=False))
-    draws = sum(s * _difference(bootstrap.draws, g, places) for s, g in zip(signs, groups, strict=False))
+
+    def claimed(values: np.ndarray) -> np.ndarray:
+        """(..., G, R) -> (...): better minus worse, of small objects minus of large ones where that is claimed."""
+        by_group = [values[..., GROUPS.index(g), places[0]] - values[..., GROUPS.index(g), places[1]] for g in groups]
+        return by_group[0] - by_group[1] if claim.gain else by_group[0]
+
+    bootstrap, by_seed = scored.bootstrap, scored.by_seed
+    pooled = None if claim.gain else suite_spread(scored.suite, by_seed[:, GROUPS.index(ALL)])
+    effect = effect_of(claimed(bootstrap.estimate), claimed(bootstrap.draws), claimed(by_seed), pooled)
     cases = scored.scores.cases
     inside = members(cases["area_pct"], groups)
     patients = min(len(cases.loc[flags, ["dataset", "patient"]].drop_duplicates()) for flags in inside.T)
-    dice = bootstrap.estimate[GROUPS.index(ALL), list(places)].max()
-    return _interval(effect, draws, patients, dice)
-
-
-def _difference(values: np.ndarray, group, places: tuple[int, int]) -> np.ndarray:
-    """(T, G, R) -> (T,): better minus worse in a size group."""
-    inside = values[:, GROUPS.index(group)]
-    return inside[:, places[0]] - inside[:, places[1]]
+    return _measured(effect, patients, bootstrap.estimate[GROUPS.index(ALL), list(places)].max())
 
 
 def _misses(scored: Scored) -> Measured | None:
@@ -238,19 +286,17 @@ def _misses(scored: Scored) -> Measured | None:
     place = next((place for place, row in enumerate(scored.grid.rows) if row.method == "boltzformer"), None)
     if place is None or not scored.scores.complete[place]:
         return None
-    missed = per_case(100 * misses(scored.suite.records), scored.grid)
-    scores = replace(scored.scores, dice=missed)
-    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], (ALL,)))
-    dice = scored.bootstrap.estimate[GROUPS.index(ALL), place]
-    return _interval(bootstrap.estimate[0, place], bootstrap.draws[:, 0, place], sum(bootstrap.clusters), dice)
+    missed = 100 * misses(scored.suite.records)
+    by_seed = per_seed(missed, scored.suite.records, scored.grid)
+    scores = replace(scored.scores, dice=per_case(missed, scored.grid), by_seed=by_seed)
+    inside = members(scores.cases["area_pct"], (ALL,))
+    bootstrap = cluster_bootstrap(scores, inside)
+    found = (values[..., 0, place] for values in (bootstrap.estimate, bootstrap.draws, seed_scores(scores, inside)))
+    return _measured(effect_of(*found), sum(bootstrap.clusters), scored.bootstrap.estimate[GROUPS.index(ALL), place])
 
 
-def _interval(effect: float, draws: np.ndarray, patients: int, dice: float) -> Measured | None:
-    draws = draws[np.isfinite(draws)]
-    if not len(draws) or not np.isfinite(effect):
-        return None
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Measured(float(effect), float(low), float(high), patients, float(dice))
+def _measured(effect: Effect, patients: int, dice: float) -> Measured | None:
+    return Measured(effect, patients, float(dice)) if np.isfinite(effect.estimate) else None
 
 
 def _row(side: str | tuple[str, str], suite: SuiteResults) -> str | None:

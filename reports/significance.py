@@ -13,7 +13,7 @@ import pandas as pd
 
 from reports.aggregate import Scores
 from reports.grid import Row
-from reports.statistics import LEVEL, Bootstrap, references
+from reports.statistics import LEVEL, Bootstrap, half_width, references
 
 ALPHA = 1 - LEVEL
 
@@ -130,19 +130,13 @@ def seed_components(by_seed: np.ndarray, patient_error: np.ndarray) -> pd.DataFr
 
     by_seed: (R, S) score of each row and seed in percent, NaN where there is none; patient_error: (R,) standard error
     of the mean over seeds from the bootstrap over patients. Columns mean, seeds, sd (over seeds, n - 1), patient_se,
-    se = sqrt(patient_se^2 + sd^2 / seeds), and low, high: the 95% interval by Student's t with Satterthwaite's degrees
-    of freedom (patients' taken as many). One seed says nothing of seeds: sd and what needs it are NaN.
+    se = sqrt(patient_se^2 + sd^2 / seeds), and low, high: the 95% interval (`half_width`). One seed says nothing of
+    seeds: sd and what needs it are NaN.
     """
-    from scipy.stats import t
-
     seeds = np.isfinite(by_seed).sum(axis=1)
     mean = np.array([np.nanmean(row) if count else np.nan for row, count in zip(by_seed, seeds, strict=True)])
     sd = np.array([np.nanstd(row, ddof=1) if n > 1 else np.nan for row, n in zip(by_seed, seeds, strict=True)])
-    seed_variance = sd**2 / np.maximum(seeds, 1)
-    variance = patient_error**2 + seed_variance
-    se = np.sqrt(variance)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(seed_variance > 0, (seeds - 1) * (variance / seed_variance) ** 2, np.inf)
-    half = t.ppf(1 - ALPHA / 2, freedom) * se
+    half = half_width(patient_error, sd, np.maximum(seeds, 1), seeds - 1)
+    se = np.sqrt(patient_error**2 + sd**2 / np.maximum(seeds, 1))
     columns = {"mean": mean, "seeds": seeds, "sd": sd, "patient_se": patient_error, "se": se}
     return pd.DataFrame(columns | {"low": mean - half, "high": mean + half})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from reports.aggregate import Scores, seed_averages
+from reports.aggregate import Scores, seed_scores
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.significance import ALPHA, Ranking, paired_tests, patient_means, rank_stability, seed_components
-from reports.statistics import DRAWS, Bootstrap, differences
+from reports.statistics import DRAWS, Bootstrap, Spread, differences, pooled_spread
 from reports.strata import ALL, GROUPS, SMALL, members
 from reports.tables import Column, Table
 
@@ -26,18 +27,36 @@ def difference_table(results: SuiteResults, grid: Grid, scores: Scores, bootstra
         columns += [Column(f"{name}_{end}", f"{end} ({name})", 1) for end in ("low", "high")]
         columns += [Column(f"{name}_p", f"p ({name})", 3, least=0.001), Column(f"{name}_effect", f"effect ({name})", 2)]
         columns.append(Column(f"{name}_patients", f"patients ({name})", 0))
-    frame = differences(bootstrap, grid.rows, names, results.reference)
+    by_seed = seed_scores(scores, inside)
+    pooled = {name: suite_spread(results, by_seed[:, place]) for name, place in names.items()}
+    frame = differences(bootstrap, grid.rows, names, results.reference, by_seed, pooled)
     tests = paired_tests(means, grid.rows, results.reference)  # the same pairs in the same order
     frame = pd.concat([frame, tests.drop(columns=["label", "reference"], errors="ignore")], axis=1)
     caption = (
         "Difference in points of Dice (method minus reference, on the same backbone where the reference has one) with "
-        f"its 95% interval: {DRAWS:,} bootstrap draws of patients within data sets, the same for both methods. "
+        f"its 95% interval: {DRAWS:,} bootstrap draws of patients within data sets, the same for both methods"
+        f"{seed_words(results, scores)}. "
         "Weighting as in the table by size. p: Wilcoxon's signed-rank test on the patients' mean Dice, two-sided, "
-        "corrected by Holm over all p of this table. Effect: matched-pairs rank-biserial correlation of the same, from "
-        "-1 to 1 (all patients better)."
+        "corrected by Holm over all p of this table; it holds no choice of seeds. Effect: matched-pairs rank-biserial "
+        "correlation of the same, from -1 to 1 (all patients better)."
     )
     frame = frame.reindex(columns=[column.key for column in columns])
     return Table("differences", "Paired differences", caption, frame, tuple(columns), results.phantom)
+
+
+def suite_spread(results: SuiteResults, by_seed: np.ndarray) -> Spread | None:
+    """The spread over seeds of a difference, pooled over the rows of a suite of ablations, which are variants of one
+    method, from (S, R) scores; None for a suite of methods: each has a spread of its own.
+    """
+    return pooled_spread(by_seed) if results.ablations else None
+
+
+def seed_words(results: SuiteResults, scores: Scores) -> str:
+    """What the caption of an interval says of seeds."""
+    if len(scores.by_seed) < 2:
+        return "; one seed, so it holds no choice of seeds"
+    pooled = ", pooled over all rows, which are variants of one method" if results.ablations else ""
+    return f", and the spread of the difference over {len(scores.by_seed)} seeds (Student's t{pooled})"
 
 
 def rank_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, ranking: Ranking) -> Table:
@@ -71,7 +90,8 @@ def rank_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, ranking:
 def seed_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
     """The average over data sets with both its uncertainties: which patients, and which seeds."""
     error = bootstrap.standard_error[GROUPS.index(ALL)]
-    frame = seed_components(seed_averages(results.records, grid, scores), error)
+    by_seed = seed_scores(scores, np.ones((len(scores.cases), 1), bool))[:, 0].T
+    frame = seed_components(by_seed, error)
     frame.insert(0, "label", pd.Series([row.label for row in grid.rows], dtype=object))
     columns = (
         Column("label", "Method"),

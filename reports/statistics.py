@@ -1,12 +1,19 @@
-"""Uncertainty: bootstrap over patients, standard errors, and paired differences to a reference method."""
+"""Uncertainty: bootstrap over patients, spread over seeds, and paired differences to a reference method.
+
+A difference between two trained methods is uncertain for two reasons: other patients could have been tested, and other
+seeds trained. Patients are drawn anew (bootstrap); seeds are few and costly, so they enter by their standard deviation
+and Student's t. With one seed an interval holds the patients alone, and whoever shows it says so.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from reports.aggregate import Scores, cluster_sums, group_scores
 from reports.grid import Row
@@ -60,23 +67,106 @@ def cluster_bootstrap(scores: Scores, groups: np.ndarray, draws: int = DRAWS, se
     return Bootstrap(estimate, sample, clusters)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far a number moves from seed to seed: its standard deviation, and the degrees of freedom it is known with."""
+
+    sd: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A number with its 95% interval, and what the interval is made of, all in points.
+
+    patient_se: standard error over the patients tested; seeds: how many were trained; spread: of the number over
+    seeds, None with one seed: then the interval is that of the patients alone.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    patient_se: float
+    seeds: int = 1
+    spread: Spread | None = None
+
+
+def effect_of(estimate: float, draws: np.ndarray, by_seed: np.ndarray, pooled: Spread | None = None) -> Effect:
+    """The interval of a number from its (T,) draws over patients and its (S,) values, one per seed; NaN is left out.
+
+    One seed: the draws' 95% percentiles. More: the estimate plus and minus `half_width`, with the spread of `by_seed`,
+    or `pooled` where seeds of more rows than these tell of the same spread.
+    """
+    draws, by_seed = draws[np.isfinite(draws)], by_seed[np.isfinite(by_seed)]
+    if not len(draws) or not np.isfinite(estimate):
+        return Effect(np.nan, np.nan, np.nan, np.nan)
+    error = float(np.std(draws, ddof=1))
+    if len(by_seed) < 2:
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Effect(float(estimate), float(low), float(high), error)
+    spread = pooled or Spread(float(np.std(by_seed, ddof=1)), len(by_seed) - 1)
+    half = float(half_width(error, spread.sd, len(by_seed), spread.freedom))
+    return Effect(float(estimate), estimate - half, estimate + half, error, len(by_seed), spread)
+
+
+def half_width(patient_se: ArrayLike, sd: ArrayLike, seeds: ArrayLike, freedom: ArrayLike) -> np.ndarray:
+    """Half of the 95% interval of a mean over `seeds` whose standard deviation `sd` has `freedom` degrees of freedom.
+
+    Student's t times sqrt(patient_se^2 + sd^2 / seeds), with Satterthwaite's degrees of freedom for the sum (those of
+    the patients are taken as many).
+    """
+    from scipy.stats import t
+
+    of_seeds = np.asarray(np.square(sd) / seeds)
+    variance = np.square(patient_se) + of_seeds
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = np.where(of_seeds > 0, freedom * np.square(variance / of_seeds), np.inf)
+    return t.ppf((1 + LEVEL) / 2, total) * np.sqrt(variance)
+
+
+def pooled_spread(by_seed: np.ndarray) -> Spread | None:
+    """The spread over seeds of a difference between any two of R rows that are alike in it, from their (S, R) scores.
+
+    The residual of rows x seeds: what remains of a score when its row's and its seed's mean are taken off. The
+    difference of two rows varies by sqrt(2) of its standard deviation, with (S - 1)(R - 1) degrees of freedom. Rows
+    that lack a seed are left out; None where fewer than two seeds or rows remain.
+    """
+    values = by_seed[:, np.isfinite(by_seed).all(axis=0)]
+    seeds, rows = values.shape
+    if seeds < 2 or rows < 2:
+        return None
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    freedom = (seeds - 1) * (rows - 1)
+    return Spread(float(np.sqrt(2 * (rest**2).sum() / freedom)), freedom)
+
+
 def differences(
-    bootstrap: Bootstrap, rows: tuple[Row, ...], names: dict[str, int], reference: str | None = None
+    bootstrap: Bootstrap,
+    rows: tuple[Row, ...],
+    names: dict[str, int],
+    reference: str | None = None,
+    by_seed: np.ndarray | None = None,
+    pooled: Mapping[str, Spread | None] | None = None,
 ) -> pd.DataFrame:
     """Paired difference of every other row to its reference (`references`), one line per row.
 
     `names` maps a column prefix to the size group. Columns label, reference, and for each prefix <prefix>,
-    <prefix>_low, <prefix>_high: row minus reference in points of Dice with the 95% percentile interval.
+    <prefix>_low, <prefix>_high: row minus reference in points of Dice with its 95% interval (`effect_of`).
+    by_seed: (S, G, R) of `seed_scores`, None for the patients alone; pooled: the spread by prefix, where more rows than
+    two tell of it (`pooled_spread`).
     """
+    if by_seed is None:
+        by_seed = np.empty((0, *bootstrap.estimate.shape))
     lines = []
     for place, other in references(rows, reference):
         line = {"label": rows[place].label, "reference": rows[other].label}
         for name, group in names.items():
-            drawn = bootstrap.draws[:, group, place] - bootstrap.draws[:, group, other]
-            drawn = drawn[np.isfinite(drawn)]
-            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(drawn) else (np.nan, np.nan)
-            line[name] = bootstrap.estimate[group, place] - bootstrap.estimate[group, other]
-            line[f"{name}_low"], line[f"{name}_high"] = low, high
+            estimate, drawn, seeds = (
+                values[..., group, place] - values[..., group, other]
+                for values in (bootstrap.estimate, bootstrap.draws, by_seed)
+            )
+            effect = effect_of(estimate, drawn, seeds, (pooled or {}).get(name))
+            line |= {name: effect.estimate, f"{name}_low": effect.low, f"{name}_high": effect.high}
         lines.append(line)
     return pd.DataFrame(lines)
 

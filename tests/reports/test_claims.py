@@ -10,6 +10,7 @@ from experiments.paper import TABLES_3_TO_8
 from reports.build import build_report
 from reports.claims import CLAIMS, MISSES, Measured, claims_table, fewer_operations, related, verdict
 from reports.load import load_suite
+from reports.statistics import Effect, Spread, effect_of
 
 MAIN = {"seem": "SEEM", "boltzformer": "BoltzFormer", "nnunet": "nnU-Net"}
 ABLATED = {"boltzformer": "BoltzFormer", "boltzformer prior=unconditioned": "unconditioned"}
@@ -33,19 +34,51 @@ PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned":
     ],
 )
 def test_the_rule(effect, low, high, rule, expected):
-    assert verdict(Measured(effect, low, high, 100, 50), rule) == expected
+    assert verdict(Measured(Effect(effect, low, high, (high - low) / 4), 100, 50), rule) == expected
+
+
+def seeds_of(effect, patient_se, sd, seeds, freedom=None):
+    """100 patients and some seeds, whose values have exactly this standard deviation."""
+    values = np.linspace(-1, 1, seeds)
+    by_seed = effect + values * sd / np.std(values, ddof=1)
+    draws = effect + patient_se * np.array([-1.0, 1.0]) / np.sqrt(2)
+    return Measured(effect_of(effect, draws, by_seed, freedom and Spread(sd, freedom)), 100, 50)
+
+
+@pytest.mark.parametrize(
+    ("effect", "patient_se", "sd", "freedom", "expected"),
+    [
+        (5, 1, 1, None, "supported"),
+        # the patients alone would have decided: Student's t of three seeds is wide
+        (5, 1, 3, None, "undecided: some 4 seeds would decide"),
+        # pooled over many rows the same spread is known better
+        (5, 1, 3, 40, "supported"),
+        (1.9, 1, 0, None, "undecided: some 110 patients would decide"),
+        (2.2, 1, 1, None, "undecided: some 130 patients or 5 seeds would decide"),
+        # t(15) falls short with the patients there are, and so do any patients with three seeds
+        (1, 1, 1, None, "undecided: some 520 patients with 16 seeds would decide"),
+    ],
+)
+def test_seeds_are_a_part_of_the_interval(effect, patient_se, sd, freedom, expected):
+    assert verdict(seeds_of(effect, patient_se, sd, 3, freedom), "more") == expected
+
+
+@pytest.mark.parametrize(("effect", "patient_se", "sd"), [(5, 1, 3), (2.2, 1, 1), (-4, 0.5, 3)])
+def test_the_seeds_that_would_decide_do(effect, patient_se, sd):
+    told = int(verdict(seeds_of(effect, patient_se, sd, 3), "more").split(" seeds")[0].split()[-1])
+    assert verdict(seeds_of(effect, patient_se, sd, told), "more") == ("supported" if effect > 0 else "contradicted")
+    assert verdict(seeds_of(effect, patient_se, sd, told - 1), "more").startswith("undecided")
 
 
 def test_a_few_patients_decide_nothing():
-    assert (
-        verdict(Measured(69, 67, 70, 3, 50), "more") == "undecided: 3 patients have such objects, an interval needs 10"
-    )
-    assert verdict(Measured(69, 67, 70, 10, 50), "more") == "supported"
+    clear = Effect(69, 67, 70, 1)
+    assert verdict(Measured(clear, 3, 50), "more") == "undecided: 3 patients have such objects, an interval needs 10"
+    assert verdict(Measured(clear, 10, 50), "more") == "supported"
 
 
 @pytest.mark.parametrize("rule", ["more", "no less", "share"])
 def test_models_that_have_learned_nothing_decide_nothing(rule):
-    assert verdict(Measured(0, 0, 0, 100, 0.2), rule) == "undecided: trained too little, Dice 0.2 at best"
+    assert verdict(Measured(Effect(0, 0, 0, 0), 100, 0.2), rule) == "undecided: trained too little, Dice 0.2 at best"
 
 
 @pytest.fixture
@@ -72,7 +105,7 @@ def test_effects_are_the_paired_differences(suite):
     # the same draws, from the other side
     assert seem["low"] == pytest.approx(-paired.loc["SEEM+Hiera-XT", "all_high"])
     assert (seem["verdict"], nnunet["verdict"]) == ("contradicted", "supported")
-    assert seem["cases"] == 3 * 8
+    assert seem["cases"] == 3 * 8 and seem["seeds"] == 1
     assert lines.loc["BoltzFormer is better than SAM (text)", "verdict"] == "not run"
     cases = results.records[results.records["method"] == "seem"]
     small = 100 * cases["area_px"] / (cases["height"] * cases["width"]) < 1

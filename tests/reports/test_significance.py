@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from reports.aggregate import seed_scores
 from reports.build import build_report
 from reports.load import load_suite
 from reports.significance import paired_tests, patient_means, rank_stability, ranking, seed_components
-from reports.statistics import cluster_bootstrap, differences
+from reports.statistics import cluster_bootstrap, differences, effect_of, pooled_spread
 from reports.strata import ALL, GROUPS, SMALL, members
 
 
@@ -135,6 +136,66 @@ def test_intervals_hold_patients_and_seeds():
         line = seed_components(scores, np.array([1.5])).iloc[0]
         covered += line["low"] <= 50 <= line["high"]
     assert 0.93 < covered / trials < 0.97
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [(3, 2), (2, 12)])
+def test_intervals_of_differences_hold_patients_and_seeds(seeds, rows):
+    """A difference of nothing, of two rows with three seeds and of two out of twelve variants with two."""
+    random = np.random.default_rng(2)
+    covered, alone, trials = 0, 0, 2000
+    for _ in range(trials):
+        # what a seed and a patient do to all rows cancels; what they do to one row does not
+        by_seed = 50 + random.normal(0, 4, (seeds, 1)) + random.normal(0, 2, (seeds, rows))
+        by_seed += random.normal(0, 1, rows)  # the patients tested
+        difference = by_seed[:, 0] - by_seed[:, 1]
+        draws = difference.mean() + random.normal(0, np.sqrt(2), 400)
+        pooled = pooled_spread(by_seed) if rows > 2 else None
+        found = effect_of(difference.mean(), draws, difference, pooled)
+        covered += found.low <= 0 <= found.high
+        patients = effect_of(difference.mean(), draws, difference[:1])
+        alone += patients.low <= 0 <= patients.high
+    assert 0.93 < covered / trials < 0.97
+    assert alone / trials < 0.85, "patients alone promise too much"
+
+
+def test_a_spread_of_two_rows_is_that_of_their_difference():
+    by_seed = np.random.default_rng(0).normal(0, 1, (4, 2))
+    found = pooled_spread(by_seed)
+    assert found.sd == pytest.approx(np.std(by_seed[:, 0] - by_seed[:, 1], ddof=1)) and found.freedom == 3
+    # a row that lacks a seed has no say
+    assert pooled_spread(np.c_[by_seed, [1, 2, np.nan, 3]]) == found
+    assert pooled_spread(by_seed[:1]) is None and pooled_spread(by_seed[:, :1]) is None
+
+
+def test_differences_tell_seeds(build):
+    """Paired seed by seed: what both rows have in common does not widen the interval."""
+    random = np.random.default_rng(6)
+    base = records(build, random, (0, 4), patients=12)
+    together, apart = (
+        build.frame(
+            [
+                {**row, "seed": seed, "tp": max(0, row["tp"] - loss), "fn": row["fn"] + min(loss, row["tp"])}
+                for seed, losses in enumerate(by_seed)
+                for row in base.to_dict("records")
+                for loss in [losses["ab".index(row["method"])]]
+            ]
+        )
+        for by_seed in ([(0, 0), (9, 9), (18, 18)], [(0, 9), (9, 0), (18, 18)])
+    )
+    widths = []
+    for frame in (together, apart):
+        grid, scores = build.scores(frame)
+        inside = members(scores.cases["area_pct"])
+        bootstrap = cluster_bootstrap(scores, inside, draws=500)
+        by_seed = seed_scores(scores, inside)
+        for seed in range(3):
+            _, alone = build.scores(frame[frame["seed"] == seed].reset_index(drop=True))
+            estimate = cluster_bootstrap(alone, inside, draws=1).estimate
+            np.testing.assert_allclose(by_seed[seed], estimate)
+        line = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, "a", by_seed).iloc[0]
+        assert line["all"] == pytest.approx((line["all_low"] + line["all_high"]) / 2)
+        widths.append(line["all_high"] - line["all_low"])
+    assert widths[1] > 3 * widths[0]
 
 
 def test_one_seed_says_nothing_of_seeds():

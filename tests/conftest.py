@@ -1,7 +1,11 @@
 """Fixtures of more than one test folder: the command line, tiny data sets, and the shared reference data."""
 
+import fcntl
 import json
 import os
+import random
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +44,47 @@ def bench():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """free_port() -> a port of this machine that nobody uses, and that nobody is handed who asks for any port.
+
+    Below those that Linux gives to whoever asks (32768 and more) and above those of Ray's workers: a server that is
+    away for a while, or slow to begin, finds its port again while other tests run.
+    """
+
+    def find():
+        while True:
+            port = random.SystemRandom().randrange(20_000, 32_000)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """made_once(name, make) -> the folder that `make(folder)` has made, once for all processes of a test run."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def find(name, make):
+        folder, made = root / name, root / f"{name}.made"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # another process failed in the middle
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return find
 
 
 def write_layout(root: Path, split: str, items: list[tuple[str, str, np.ndarray, dict[str, np.ndarray]]]) -> None:
@@ -144,9 +189,11 @@ def squares(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def datasets(tmp_path_factory) -> Path:
+def datasets(made_once) -> Path:
     """A folder with squares/ and toy/, for tests that only read them."""
-    folder = tmp_path_factory.mktemp("datasets")
-    write_squares(folder / "squares")
-    write_toy(folder / "toy")
-    return folder
+
+    def make(folder):
+        write_squares(folder / "squares")
+        write_toy(folder / "toy")
+
+    return made_once("datasets", make)

@@ -3,6 +3,7 @@
 `pytest -m fault` runs these and their like of the other files.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -99,16 +100,15 @@ def curve(run_dir):
 
 
 @pytest.fixture(scope="module")
-def whole(bench, datasets, tmp_path_factory):
+def whole(bench, made_once):
     """whole(words): the folder of runs of a command that was left alone."""
-    found = {}
 
     def runs_of(words):
-        if words not in found:
-            found[words] = tmp_path_factory.mktemp("whole")
-            outcome = bench(*words, "--runs-dir", found[words], OMP_NUM_THREADS="1")
+        def make(folder):
+            outcome = bench(*words, "--runs-dir", folder, OMP_NUM_THREADS="1")
             assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
-        return found[words]
+
+        return made_once("whole-" + hashlib.sha256("\0".join(words).encode()).hexdigest()[:12], make)
 
     return runs_of
 

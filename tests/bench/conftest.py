@@ -36,14 +36,12 @@ def curves_in_folder():
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
+def storage(tmp_path_factory, free_port):
     """storage("file" | "memory" | "ftp" | "s3") -> (URL that can be written, environment that it needs)."""
     servers = []
 
     def serve(*words):
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        port = free_port()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         servers.append(subprocess.Popen([sys.executable, "-m", *map(str, words), "-p", str(port)], **quiet))
         deadline = time.time() + 60

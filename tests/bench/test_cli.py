@@ -188,13 +188,13 @@ def test_run_report_and_list_by_the_command_line(bench, squares, tmp_path):
 
 
 @pytest.mark.slow
-def test_ui_serves_the_runs(tmp_path):
+def test_ui_serves_the_runs(free_port, tmp_path):
     from bench.tracking import Tracker, initialize_store
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     initialize_store(uri, tmp_path)
     Tracker(uri, "key", "a-run-to-be-seen").finish("FINISHED")
-    port = 17000 + os.getpid() % 1000
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     server = subprocess.Popen(
         [sys.executable, "-m", "bench", "ui", "--port", str(port), "--runs-dir", str(tmp_path)],

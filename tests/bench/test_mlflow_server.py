@@ -4,7 +4,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,14 +24,8 @@ pytestmark = [
 ]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
+def database(free_port):
     """The URI of an empty PostgreSQL database."""
     pytest.importorskip("psycopg2", reason="MLflow reaches PostgreSQL through psycopg2-binary")
     # PostgreSQL does not run as root, and its user does not see pytest's folders
@@ -69,11 +62,11 @@ def database(tmp_path_factory):
 class Server:
     """`mlflow server` that can be stopped and started again on the same port."""
 
-    def __init__(self, database, folder):
-        self.port, self.process = free_port(), None
-        self.uri = f"http://127.0.0.1:{self.port}"
+    def __init__(self, database, folder, port):
+        self.process = None
+        self.uri = f"http://127.0.0.1:{port}"
         self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
-        self.command += ["--artifacts-destination", str(folder), "--port", str(self.port), "--workers", "2"]
+        self.command += ["--artifacts-destination", str(folder), "--port", str(port), "--workers", "2"]
 
     def start(self):
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -102,8 +95,8 @@ def wait_until(true, process):
 
 
 @pytest.fixture
-def server(database, tmp_path):
-    found = Server(database, tmp_path / "artifacts")
+def server(database, free_port, tmp_path):
+    found = Server(database, tmp_path / "artifacts", free_port())
     found.start()
     yield found
     found.stop()

@@ -1,7 +1,6 @@
 """Two real processes by gloo: what passes between them, and how the fault of one ends or halves the step of both."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +23,10 @@ assert (workers.count, workers.leads) == (2, workers.rank == 0)
 """
 
 
-def both(code, tmp_path):
-    """Runs the code as two workers; (exit code, output) of each by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+def both(code, tmp_path, port):
+    """Runs the code as two workers that meet at `port`; (exit code, output) of each by rank."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", COMMON + code],
@@ -114,8 +110,8 @@ os._exit(0)  # as Ray ends it: taken down after a lost peer, gloo sometimes abor
 """
 
 
-def test_what_passes_between_two(tmp_path):
-    (code, leader), (other_code, other) = both(EXCHANGE, tmp_path)
+def test_what_passes_between_two(free_port, tmp_path):
+    (code, leader), (other_code, other) = both(EXCHANGE, tmp_path, free_port())
     assert (code, other_code) == (0, 9), leader + other
     asked, lost = [line for line in leader.splitlines() if line.startswith(("asked", "lost: "))]
     assert asked == "asked" and len(lost) > 10
@@ -163,9 +159,9 @@ except FloatingPointError as error:
 """
 
 
-def test_the_fault_of_one_is_that_of_both(tmp_path, monkeypatch):
+def test_the_fault_of_one_is_that_of_both(free_port, tmp_path, monkeypatch):
     monkeypatch.setenv("TESTS", str(Path(__file__).parent))
-    outcomes = both(FAULTS, tmp_path)
+    outcomes = both(FAULTS, tmp_path, free_port())
     assert [code for code, _ in outcomes] == [0, 0], outcomes
     said = [[line for line in out.splitlines() if line.startswith(("halved", "stopped"))] for _, out in outcomes]
     assert said[0] == said[1] and said[0][0].startswith("halved to 2 ")

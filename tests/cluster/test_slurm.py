@@ -65,16 +65,8 @@ wait
 """
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm(free_port, tmp_path_factory):
     """slurm(program, words...): what it prints, on a SLURM whose two nodes are idle."""
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "state").mkdir()
@@ -82,7 +74,8 @@ def slurm(tmp_path_factory):
     (folder / "key").chmod(0o600)
     (folder / "hosts").write_text(Path("/etc/hosts").read_text() + "\n127.0.0.1 n1 n2\n")
     host = socket.gethostname().partition(".")[0]
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=free_ports(3)))
+    ports = [free_port() for _ in range(3)]
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=ports))
     # the job's environment is the caller's; whatever Ray another test has left is none of its business
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCHED, "PYTHONPATH": str(ROOT)}

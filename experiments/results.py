@@ -24,6 +24,7 @@ from bench.atomic import write_file, write_text
 from bench.errors import UserError
 from reports.build import build_report
 from reports.load import load_suite
+from reports.tables import Column, Table, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES, PAGE = Path("docs/results"), Path("docs/results.md")
@@ -68,10 +69,14 @@ def make_page(root: Path = ROOT) -> Page:
         def value(part: str, name: str, row: str, column: str, digits: int = 1) -> str:
             return value_of(pd.read_csv(file(part, f"{name}.csv", True)), row, column, digits)
 
+        def claims(part: str) -> pd.DataFrame:
+            return pd.read_csv(file(part, "claims.csv", True), na_values="-")
+
         tools = {
             "table": table,
             "value": value,
             "figure": figure,
+            "ledger": lambda parts: ledger({where: claims(part) for part, where in parts.items()}),
             "about": lambda part: about(root / ARCHIVES / part),
             "runs": lambda part: runs(root / ARCHIVES / part),
             "exists": lambda part: (root / ARCHIVES / part / "suite.json").is_file(),
@@ -94,6 +99,37 @@ def value_of(table: pd.DataFrame, row: str, column: str, digits: int) -> str:
         raise UserError(f"no single value '{row}', '{column}' among {list(table.iloc[:, 0])}, {list(table.columns)}")
     number = pd.to_numeric(lines[column], errors="coerce").iloc[0]
     return str(lines[column].iloc[0]) if pd.isna(number) else f"{number:,.{digits}f}"
+
+
+def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
+    """The claims ledgers of several reports in one Markdown table, claim by claim: where -> its claims.csv.
+
+    What was run nowhere is one line that says so.
+    """
+    columns = (
+        Column("claim", "Claim"),
+        Column("paper", "Paper", 1),
+        Column("where", "On"),
+        Column("ours", "Ours", 1),
+        Column("interval", "95% interval"),
+        Column("cases", "Patients", 0),
+        Column("seeds", "Seeds", 0),
+        Column("verdict", "Verdict"),
+    )
+    lines = pd.concat([frame.assign(where=where) for where, frame in claims.items()], ignore_index=True)
+    run = lines["verdict"] != "not run"
+    missing = lines[~lines["claim"].isin(lines.loc[run, "claim"])].drop_duplicates("claim").assign(where="-")
+    order = {claim: place for place, claim in enumerate(lines["claim"].unique())}
+    kept = pd.concat([lines[run], missing]).sort_values("claim", key=lambda names: names.map(order), kind="stable")
+    kept["claim"] = kept["claim"] + kept["unit"].map(lambda unit: "" if unit == "points" else f" ({unit})")
+    kept["interval"] = [
+        "-" if pd.isna(line.low) else f"{line.low:.1f} to {line.high:.1f}" for line in kept.itertuples()
+    ]
+    kept = kept.reset_index(drop=True)
+    # a claim and the paper's number stand once
+    again = kept["claim"].duplicated()
+    kept["claim"], kept["paper"] = kept["claim"].mask(again, ""), kept["paper"].astype(object).mask(again, "")
+    return without_heading(to_markdown(Table("ledger", "", "", kept, columns)))
 
 
 def about(archive: Path) -> str:

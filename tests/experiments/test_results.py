@@ -7,7 +7,7 @@ import pytest
 
 from bench.archive import archive_suite
 from bench.errors import UserError
-from experiments.results import make_page, value_of
+from experiments.results import ledger, make_page, value_of
 from reports.build import build_report
 
 TEMPLATE = """# Results
@@ -20,6 +20,9 @@ TEMPLATE = """# Results
 
 SEEM reaches {{ value("toy", "main_table", "SEEM (text)+Hiera-XT", "average") }} with
 {{ value("toy", "main_table", "SEEM (text)+Hiera-XT", "parameters", 0) }} parameters.
+
+{{ ledger({"toy": "a toy"}) }}
+
 {% if exists("later") %}
 {{ table("later", "claims") }}
 {% endif %}
@@ -56,6 +59,12 @@ def test_numbers_tables_and_figures_are_those_of_the_report(root, tmp_path):
     assert picture[1] == report.figures["curves.png"].read_bytes()
 
 
+def test_the_ledger_is_that_of_the_report(root):
+    text = texts_of(make_page(root))["docs/results.md"]
+    assert re.search(r"\| BoltzFormer is better than SEEM \(text\) \| 2\.3 \| a toy \| -?\d+\.\d \|", text)
+    assert "| The text-conditioned prior helps | 1.4 | - | - | - | - | - | not run |" in text
+
+
 def test_it_traces_to_runs_a_split_and_a_command(root):
     text = texts_of(make_page(root))["docs/results.md"]
     archive = root / "docs" / "results" / "toy"
@@ -63,6 +72,30 @@ def test_it_traces_to_runs_a_split_and_a_command(root):
         assert re.search(rf"\| {run.name} \| finished \| [\d.]+ \| [0-9a-f]{{10}}", text)
     assert "`bench run --suite smoke --data toy" in text and "4 of 4 runs" in text
     assert re.search(r"split `[0-9a-f]{12}`", text) and "archive `docs/results/toy`" in text
+
+
+def test_ledgers_of_several_reports_are_one_table():
+    columns = ["claim", "unit", "paper", "ours", "low", "high", "cases", "seeds", "verdict"]
+    first = [
+        ("A is better", "points", 6.8, 1.5, 0.9, 2.2, 82, 3, "supported"),
+        ("Cheaper", "x", 10.0, 61.0, None, None, None, None, "supported"),
+        ("B helps", "points", 1.0, None, None, None, None, None, "not run"),
+        ("C helps", "points", 2.0, None, None, None, None, None, "not run"),
+    ]
+    second = [
+        ("A is better", "points", 6.8, -2, -3, -1, 60, 2, "contradicted"),
+        ("Cheaper", "x", 10.0, None, None, None, None, None, "not run"),
+        ("B helps", "points", 1.0, 3, 2, 4, 60, 2, "supported"),
+        ("C helps", "points", 2.0, None, None, None, None, None, "not run"),
+    ]
+    frames = {"CT": pd.DataFrame(first, columns=columns), "phantom": pd.DataFrame(second, columns=columns)}
+    assert ledger(frames).splitlines()[2:] == [
+        "| A is better | 6.8 | CT | 1.5 | 0.9 to 2.2 | 82 | 3 | supported |",
+        "|  |  | phantom | -2.0 | -3.0 to -1.0 | 60 | 2 | contradicted |",
+        "| Cheaper (x) | 10.0 | CT | 61.0 | - | - | - | supported |",
+        "| B helps | 1.0 | phantom | 3.0 | 2.0 to 4.0 | 60 | 2 | supported |",
+        "| C helps | 2.0 | - | - | - | - | - | not run |",
+    ]
 
 
 def test_the_readme_is_changed_between_its_marks_alone(root):

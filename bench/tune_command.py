@@ -59,7 +59,7 @@ def tune(
       learning rate 2e-5, 4e-5, 5e-5, 1e-4; weight decay 1e-4, 1e-3, 1e-2
     Those rates are for large pre-trained models; the grid of the profiles laptop and smoke, which train small ones from
     random weights in few steps:
-      learning rate 2.5e-4, 5e-4, 1e-3, 2e-3; weight decay 1e-4, 1e-3, 1e-2
+      learning rate 1e-4, 2e-4, 4e-4, 8e-4; weight decay 1e-4, 1e-3, 1e-2
 
     Writes tuned-METHOD-BACKBONE.json with every configuration and its curve. Stop it at any time: the same command goes
     on. Give every method of a comparison the same search: `bench run --tuned` refuses others.

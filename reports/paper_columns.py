@@ -40,30 +40,31 @@ def paper_row(method: str, backbone: str) -> str | None:
 
 
 def main_table_beside_paper(table: Table, results: SuiteResults, grid: Grid) -> Table:
-    """Table 1: after Avg. and each data set of the paper a column with its number, and which row of it that is.
+    """Table 1: after each data set of the paper a column with its number, and which row of it that is; after Avg. only
+    where all seven are there, for it averages over these.
 
-    As it was where none of the data sets is the paper's: its Avg. has then nothing to stand beside.
+    As it was where none of the data sets is the paper's.
     """
     found = [paper_row(row.method, results.backbones.get(row.backbone, row.backbone)) for row in grid.rows]
     if not any(found) or not any(dataset in table.frame for dataset in DATASETS):
         return table
     frame = table.frame.assign(paper_row=[name or MISSING for name in found])
     extra = {}
+    whole = set(DATASETS) <= set(frame)
     for place, key in enumerate(("average", *DATASETS)):
-        if key in frame:
+        if key in frame and (whole or key != "average"):
             frame[f"paper {key}"] = [TABLE_1[name][place] if name else np.nan for name in found]
             extra[key] = [Column(f"paper {key}", "Paper", 1, narrow=key == "average")]
     extra["method"] = [Column("paper_row", "Row of the paper", narrow=False)]
-    note = (
-        f"{ITS_OWN}, of the row named; on a backbone it lacks, its row on {REFERENCE_BACKBONE}. Its Avg. is over its "
-        "seven data sets."
-    )
+    note = f"{ITS_OWN}, of the row named; on a backbone it lacks, its row on {REFERENCE_BACKBONE}."
     return _insert(table, frame, extra, note)
 
 
 def by_size_beside_paper(table: Table, grid: Grid) -> Table:
-    """Table 2: after each method of the paper a column with its Dice and standard error, by size group."""
-    if not any(dataset in DATASETS for dataset in grid.datasets):
+    """Table 2: after each method of the paper a column with its Dice and standard error, by size group; only where all
+    seven data sets are there, for it averages over these.
+    """
+    if not set(DATASETS) <= set(grid.datasets):
         return table
     frame, extra = table.frame.copy(), {}
     for row in grid.rows:

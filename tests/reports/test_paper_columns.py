@@ -7,13 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
+from experiments.paper import DATASETS, TABLE_9
 from reports.build import build_report
 from reports.paper_columns import paper_row
+
+OBJECTS = {name: [next(label for dataset, label in TABLE_9 if dataset == name)] for name in DATASETS}
 
 
 @pytest.fixture
 def suite(build, tmp_path):
-    return build.suite(tmp_path, size=48)
+    return build.suite(tmp_path, size=48, objects=OBJECTS | {"zebra": ["stripe"]}, patients=2, slices=1)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,15 @@ def test_own_data_have_no_column_of_the_paper(build, tmp_path):
     suite = build.suite(tmp_path, size=48, objects={"zebra": ["stripe"]}, methods=methods)
     for name in ("main_table.csv", "by_size.csv", "object_sizes.csv"):
         assert "paper" not in build_report(suite).tables[name].read_text()
+
+
+def test_averages_over_all_its_data_sets_stand_beside_such_alone(build, tmp_path):
+    """Of some of its data sets the paper has a number each, and no average."""
+    tables = build_report(build.suite(tmp_path, size=48)).tables  # two of them
+    frame = pd.read_csv(tables["main_table.csv"])
+    assert {"paper LIDC-IDRI", "paper AMOS22-CT"} <= set(frame) and "paper average" not in frame
+    assert "paper" not in tables["by_size.csv"].read_text()
+    assert "paper" in tables["object_sizes.csv"].read_text()
 
 
 def test_command_line(suite):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.atomic import read_json, write_json
+from bench.data.storage import is_url
 from bench.errors import UserError
 from bench.execute import run_state
 from bench.records import PHRASINGS_FILE
@@ -39,8 +41,8 @@ def archive_suite(suite_dir: Path, out: Path, masks: bool = False) -> Archive:
     """Copies to `out` what a report of `suite_dir` needs, in place of an older archive of the same runs.
 
     Weights, checkpoints, logs and caches stay behind, and the predicted masks unless `masks`. Paths of data and weights
-    are cut to their last part. The copy is a suite folder: `build_report` opens it, and under a runs folder
-    `bench run` goes on with it. `out` is replaced in one step, or left as it was.
+    are cut to their last part, in the command too. The copy is a suite folder: `build_report` opens it, and under a
+    runs folder `bench run` goes on with it. `out` is replaced in one step, or left as it was.
 
     Raises UserError for a broken suite, and for an `out` that is no archive or that holds finished runs which
     `suite_dir` lacks.
@@ -86,6 +88,7 @@ def _copy(home: Path, fresh: Path, runs: list[str], names: tuple[str, ...]) -> N
     suite = read_suite(home)
     suite["data"] = {name: Path(folder).name for name, folder in suite["data"].items()}
     suite["backbone_weights"] = _last_part(suite.get("backbone_weights"))
+    suite["command"] = _without_folders(suite["command"])
     suite["own_weights"] = {name: Path(file).name for name, file in suite.get("own_weights", {}).items()}
     write_json(fresh / "suite.json", suite)
     if (home / "splits.json").is_file():
@@ -98,6 +101,19 @@ def _copy(home: Path, fresh: Path, runs: list[str], names: tuple[str, ...]) -> N
             if (home / run_id / name).is_file():
                 (fresh / run_id).mkdir(exist_ok=True)
                 shutil.copyfile(home / run_id / name, fresh / run_id / name)
+
+
+def _without_folders(command: str) -> str:
+    """The command with the last part of what it names on this machine, and without its runs folder."""
+    words = shlex.split(command)
+    if "--runs-dir" in words:
+        place = words.index("--runs-dir")
+        del words[place : place + 2]
+    for place, word in enumerate(words):
+        name, equals, path = word.rpartition("=")  # METHOD=FILE
+        if Path(path).is_absolute() or (words[place - 1] == "--data" and not is_url(word)):
+            words[place] = name + equals + Path(path).name
+    return shlex.join(words)
 
 
 def _last_part(path: str | None) -> str | None:

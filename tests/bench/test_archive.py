@@ -49,6 +49,25 @@ def test_nothing_in_it_is_large_or_names_a_place_on_this_machine(suite, toy_runs
     assert json.loads(files["suite.json"])["data"] == {"toy": "toy"}
 
 
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        ("bench run --data '/my data/set' --runs-dir /scratch/runs --seeds 0,1", "bench run --data set --seeds 0,1"),
+        ("bench run --data ../data/set --weights sam3=/w/sam3.pt", "bench run --data set --weights sam3=sam3.pt"),
+        ("bench run --data s3://bucket/set --set steps=4", "bench run --data s3://bucket/set --set steps=4"),
+        (
+            "bench run --backbone-weights facebook/sam2-hiera-small",
+            "bench run --backbone-weights facebook/sam2-hiera-small",
+        ),
+    ],
+)
+def test_the_command_names_no_folder_of_this_machine(copied, tmp_path, command, kept):
+    suite = json.loads((copied / "suite.json").read_text())
+    (copied / "suite.json").write_text(json.dumps(suite | {"command": command}))
+    archive_suite(copied, tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "suite.json").read_text())["command"] == kept
+
+
 def test_the_same_command_goes_on_with_an_archive(bench, suite, toy_runs, tmp_path):
     archive_suite(suite, tmp_path / "runs" / "toy")
     words = ["run", "--suite", "smoke", "--data", toy_runs / "toy", "--name", "toy", "--executor", "local"]

@@ -62,6 +62,13 @@ def count_cores(cgroup: Path = CGROUP) -> int:
     return max(1, cores)
 
 
+def _processor() -> str:
+    """The processor's name, "" where the system does not tell."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def _memory_gib() -> float:
     """Physical memory, or a cgroup's limit where that is less. GiB."""
     try:
@@ -148,6 +155,8 @@ def describe(seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # the widest that torch uses: rounding depends on it
         "cores": hardware.cores,
         "memory_gib": round(hardware.memory_gib, 1),
         "gpus": list(hardware.gpus),

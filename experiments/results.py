@@ -133,13 +133,15 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
 
 
 def about(archive: Path) -> str:
-    """The command, the split's hash and how many runs have ended."""
+    """The command, the split's hash, how many runs have ended, and what they ran on."""
     results = load_suite(archive)
     finished = sum(run.state == "finished" for run in results.runs)
     hours = sum(run.seconds or 0 for run in results.runs) / 3600
+    machines = sorted({f"{run.env['processor']} ({run.env['instructions']})" for run in results.runs if run.env})
     return (
         f"`{results.command}`, split `{results.split_hash}`: {finished} of {len(results.runs)} runs, "
-        f"{hours:.1f} hours of trials; archive `{archive.relative_to(archive.parents[2])}`."
+        f"{hours:.1f} hours of trials{' on ' * bool(machines)}{' and '.join(machines)}; archive "
+        f"`{archive.relative_to(archive.parents[2])}`."
     )
 
 

@@ -128,6 +128,10 @@ def test_describe_is_plain_and_complete():
     described = json.loads(json.dumps(environment.describe(7)))
     assert described["seed"] == 7 and described["threads"] == torch.get_num_threads()
     assert described["versions"]["torch"] == importlib.metadata.version("torch")
+    listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    if "Model name:" in listed:
+        assert described["processor"] in listed and described["processor"]
+    assert described["instructions"] in torch.__config__.show()
 
 
 def test_hardware_is_found_without_torch():

@@ -32,7 +32,7 @@ HELP = """Train and compare text-prompted segmentation decoders for small object
 First steps:
   bench run --suite smoke      everything once, tiny, in about 3 minutes
   bench run --suite main       the comparison; the profile is chosen from the hardware
-  bench tune boltzformer       learning rate and weight decay, by validation
+  bench tune all               learning rate and weight decay of each decoder, by validation
   bench ablate temperature     what a part of BoltzFormer is worth, the paper's numbers beside
   bench report main            the tables and figures again
   bench predict --help         a trained model on an image of your own

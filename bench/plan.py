@@ -65,7 +65,7 @@ class Request:
             words += ["--values", ",".join(self.values)] if self.values is not None else []
             words += ["--suite", self.suite] if self.suite != "main" else []
         if self.space is not None:
-            words = ["bench", "tune", *(self.methods or ()), "--suite", self.suite]
+            words = ["bench", "tune", ",".join(self.methods or ()), "--suite", self.suite]
         for text in self.space or ():
             words += ["--space", text]
         words += ["--tuned"] if self.tuned and self.tuned_from is None else []

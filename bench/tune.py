@@ -23,6 +23,7 @@ from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError
 from bench.execute import build, run_state
 from bench.interface import FitSummary, Sample, Spread
+from bench.options import names
 from bench.plan import Plan, Request
 from bench.publish import publish_rest, starting_weights
 from bench.runlog import RunLog, read_history
@@ -32,6 +33,7 @@ from bench.spec import Recipe, RunSpec
 from bench.stopping import stoppable
 from bench.tuned import Budget, Trial, Tuned
 from bench.write_suite import write_suite
+from experiments import SUITES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +128,6 @@ def fit_configuration(
 
 def dry_run(request: Request, console: Console) -> int:
     """Prints the search and every data problem, writes nothing. The exit code: 2 where there are data problems."""
-    check_method(request)
     plan = driver.prepare_dry(request, console)
     if plan is None:
         return driver.USER_ERROR
@@ -141,7 +142,6 @@ def tune(request: Request, console: Console) -> int:
 
     UserError as `bench.run.run`, and where the folder holds another search for this method.
     """
-    check_method(request)
     plan = driver.prepare(request, console)
     if plan is None:
         return driver.USER_ERROR
@@ -179,17 +179,23 @@ def tune(request: Request, console: Console) -> int:
     return driver.exit_code(plan, failed)
 
 
-def check_method(request: Request) -> None:
-    """UserError for a method that is not trained by the shared recipe."""
+def methods_of(text: str, suite: str) -> tuple[str, ...]:
+    """ "sam, seem" -> their names, "all" -> those of the suite that the shared recipe trains. UserError for others."""
     from bench.errors import unknown_name
     from bench.methods import METHODS
 
     tunable = [name for name, entry in METHODS.items() if entry.uses_backbone]
-    for method in request.methods or ():
+    if text == "all":
+        return tuple(name for name in SUITES[suite].methods if name in tunable) if suite in SUITES else ()
+    asked = names(text) or ()
+    for method in asked:
         if method not in METHODS:
-            raise unknown_name("method", method, tunable)
+            raise unknown_name("method", method, [*tunable, "all"])
         if method not in tunable:
-            raise UserError(f"{method} has no share in the recipe that is tuned: name one of {', '.join(tunable)}")
+            raise UserError(f"{method} has no share in the recipe that is tuned: name some of {', '.join(tunable)}")
+    if not asked:
+        raise UserError(f"no method is named: write some of {', '.join(tunable)}, or all")
+    return asked
 
 
 def found(specs: Sequence[RunSpec], recipe: Recipe, folder: Path, budget: Budget) -> Tuned:

@@ -13,10 +13,12 @@ from bench.terminal import terminal_console
 
 
 def tune(
-    method: Annotated[
+    methods: Annotated[
         str,
         typer.Argument(
-            help="One that shares the recipe, e.g. boltzformer or sam.", metavar="METHOD", show_default=False
+            help="Those that share the recipe, e.g. boltzformer,sam; all of the suite's by 'all'.",
+            metavar="METHODS",
+            show_default=False,
         ),
     ],
     suite: Annotated[str, typer.Option(help="The suite whose data and scale are used: main or smoke.")] = "main",
@@ -48,7 +50,7 @@ def tune(
     runs_dir: options.RunsDir = Path("runs"),
     dry_run: options.DryRun = False,
 ) -> None:
-    """Search learning rate and weight decay of METHOD on validation; `bench run --tuned` then uses what was found.
+    """Search learning rate and weight decay of METHODS on validation; `bench run --tuned` then uses what was found.
 
     The test split is not seen: a configuration is trained on train and judged by its lowest validation loss. After a
     ninth and after a third of the steps about the best third goes on and the others stop (ASHA, by the configurations
@@ -61,13 +63,14 @@ def tune(
     random weights in few steps:
       learning rate 1e-4, 2e-4, 4e-4, 8e-4; weight decay 1e-4, 1e-3, 1e-2
 
-    Writes tuned-METHOD-BACKBONE.json with every configuration and its curve. Stop it at any time: the same command goes
-    on. Give every method of a comparison the same search: `bench run --tuned` refuses others.
+    Writes tuned-METHOD-BACKBONE.json with every configuration and its curve of each method. Stop it at any time: the
+    same command goes on. Give every method of a comparison the same search: `bench run --tuned` refuses others.
 
     \b
     Examples:
       bench tune boltzformer
-      bench tune sam --space lr=1e-4,1e-3 --space weight_decay=0.01
+      bench tune all --space lr=1e-4,3e-4,1e-3 --data data/openkbp
+      bench tune sam,seem --space lr=1e-4,1e-3 --space weight_decay=0.01
       bench tune seem --space lr=log:1e-4..1e-2 --trials 8 --data data/openkbp --dry-run
       bench run --suite main --methods boltzformer,sam --tuned
     """
@@ -81,7 +84,7 @@ def tune(
         data=tuple(data or ()),
         profile=profile,
         changes=tuple(changes or ()),
-        methods=(method,),
+        methods=driver.methods_of(methods, suite),
         backbones=options.names(backbones),
         seeds=(seed,),
         executor=executor.value,

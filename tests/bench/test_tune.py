@@ -173,6 +173,8 @@ def test_refusals_of_a_search(tuned, bench):
 
     refused(dry("nnunet", "--dry-run"), "nnunet", "boltzformer")
     refused(dry("boltzforme", "--dry-run"), "did you mean 'boltzformer'")
+    refused(dry("sam,nnunet", "--dry-run"), "nnunet has no share")
+    refused(dry(",", "--dry-run"), "no method is named")
     refused(dry("sam", "--trials", "99", "--dry-run"), "--trials 99", "12 configurations")
     refused(dry("sam", "--space", "lr=1e-3"), "another search for sam", "--name")
 
@@ -182,6 +184,16 @@ def test_a_dry_run_writes_nothing_and_tells_the_papers_grid(tuned, bench, tmp_pa
     done = bench(*words("tune", "sam", "--space", "paper", "--dry-run", data=tuned.data, runs=runs))
     assert done.returncode == 0 and not runs.exists()
     assert "learning_rate=2e-05,4e-05,5e-05,0.0001" in done.stdout and "12 of 12 trials" in done.stdout
+
+
+def test_several_methods_have_the_same_search(tuned, bench):
+    """Those of the suite that share the recipe; what is finished is not searched again."""
+    done = bench(*words("tune", "all", *SPACE, "--dry-run", data=tuned.data, runs=tuned.runs))
+    shared = [name for name in SUITES["smoke"].methods if METHODS[name].uses_backbone]
+    assert done.returncode == 0 and f"{3 * (len(shared) - 2)} of {3 * len(shared)} trials" in done.stdout, done.stdout
+    done = bench(*words("tune", "seem,sam", *SPACE, data=tuned.data, runs=tuned.runs))
+    assert done.returncode == 0 and "0 of 6 trials" in done.stdout, done.stdout
+    assert done.stdout.count("best     lr=") == 2
 
 
 def write_history(run_dir, *losses):

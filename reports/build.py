@@ -95,15 +95,16 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     out = Path(out) if out is not None else Path(suite_dir) / "report"
     grid = check_grid(results)
     scores = score(results.records, grid)
-    bootstrap = cluster_bootstrap(scores, members(scores.cases["area_pct"], GROUPS))
+    inside = members(scores.cases["area_pct"], GROUPS)
+    bootstrap, by_seed = cluster_bootstrap(scores, inside), seed_scores(scores, inside)
     order = ranking(patient_means(scores, np.ones(len(scores.cases), bool)))
     gaps = gap_lines(results, grid)
     tables = [
         main_table(results, grid, scores, bootstrap),
         by_size(results, grid, scores, bootstrap),
-        difference_table(results, grid, scores, bootstrap),
+        difference_table(results, grid, scores, bootstrap, by_seed),
         rank_table(results, grid, bootstrap, order),
-        seed_table(results, grid, scores, bootstrap),
+        seed_table(results, grid, bootstrap, by_seed),
         object_table(results, grid, scores),
         *filter(None, (modality_table(results, grid, scores),)),
         quality_table(results, grid, scores),
@@ -115,7 +116,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     ]
     if paper:
         tables = [beside_paper(table, results, grid) for table in tables]
-    ablated = ablations(results, scores, paper)
+    ablated = ablations(results, by_seed, paper)
     tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
     tables = [
@@ -276,10 +277,10 @@ def run_table(results: SuiteResults) -> Table:
     return Table("runs", "Runs", "Every run the suite expects.", frame, columns, results.phantom)
 
 
-def ablations(results: SuiteResults, scores: Scores, paper: bool) -> list[tuple[Table, Picture | None]]:
+def ablations(results: SuiteResults, by_seed: np.ndarray, paper: bool) -> list[tuple[Table, Picture | None]]:
     """A table, and a figure where there is a difference to draw, of every ablation the suite has run."""
     made = []
-    spread = suite_spread(results, seed_scores(scores, np.ones((len(scores.cases), 1), bool))[:, 0])
+    spread = suite_spread(results, by_seed[:, GROUPS.index(ALL)])
     for name, values in results.ablations.items():
         ablation = ABLATIONS[name]
         table = ablation_table(ablation, values, results, results.reference or "", spread, paper)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from reports.aggregate import Scores, seed_scores
+from reports.aggregate import Scores
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.significance import ALPHA, Ranking, paired_tests, patient_means, rank_stability, seed_components
@@ -16,8 +16,12 @@ from reports.tables import Column, Table
 TESTED = {"all": ALL, "small": SMALL}
 
 
-def difference_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
-    """Paired differences to the reference method with interval, test and effect, on all objects and on small ones."""
+def difference_table(
+    results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap, by_seed: np.ndarray
+) -> Table:
+    """Paired differences to the reference method with interval, test and effect, on all objects and on small ones;
+    by_seed: (S, G, R) of `seed_scores` over GROUPS.
+    """
     inside = members(scores.cases["area_pct"], GROUPS)
     names = {name: GROUPS.index(group) for name, group in TESTED.items()}
     means = {name: patient_means(scores, inside[:, place]) for name, place in names.items()}
@@ -27,7 +31,6 @@ def difference_table(results: SuiteResults, grid: Grid, scores: Scores, bootstra
         columns += [Column(f"{name}_{end}", f"{end} ({name})", 1) for end in ("low", "high")]
         columns += [Column(f"{name}_p", f"p ({name})", 3, least=0.001), Column(f"{name}_effect", f"effect ({name})", 2)]
         columns.append(Column(f"{name}_patients", f"patients ({name})", 0))
-    by_seed = seed_scores(scores, inside)
     pooled = {name: suite_spread(results, by_seed[:, place]) for name, place in names.items()}
     frame = differences(bootstrap, grid.rows, names, results.reference, by_seed, pooled)
     tests = paired_tests(means, grid.rows, results.reference)  # the same pairs in the same order
@@ -87,11 +90,10 @@ def rank_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, ranking:
     return Table("ranks", "Ranks", caption, frame, columns, results.phantom)
 
 
-def seed_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootstrap) -> Table:
-    """The average over data sets with both its uncertainties: which patients, and which seeds."""
-    error = bootstrap.standard_error[GROUPS.index(ALL)]
-    by_seed = seed_scores(scores, np.ones((len(scores.cases), 1), bool))[:, 0].T
-    frame = seed_components(by_seed, error)
+def seed_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, by_seed: np.ndarray) -> Table:
+    """The average over data sets with both its uncertainties: which patients, and which seeds; by_seed: (S, G, R)."""
+    place = GROUPS.index(ALL)
+    frame = seed_components(by_seed[:, place].T, bootstrap.standard_error[place])
     frame.insert(0, "label", pd.Series([row.label for row in grid.rows], dtype=object))
     columns = (
         Column("label", "Method"),

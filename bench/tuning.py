@@ -317,7 +317,9 @@ def _spread(
     finally:
         for stream in running:
             ray.cancel(stream)
-        # asked to stop, a part may not hear it: on a busy machine the signal can be lost
-        deaf = ray.wait(running, num_returns=len(running), timeout=GRACE)[1] if running else []
-        for stream in deaf:
-            ray.cancel(stream, force=True)
+        # asked to stop, a part may not hear it: on a busy machine the signal can be lost. The streams themselves say
+        # nothing of it: one that was cancelled counts as ready
+        ends = {stream.completed(): stream for stream in running}
+        deaf = ray.wait(list(ends), num_returns=len(ends), timeout=GRACE)[1] if ends else []
+        for end in deaf:
+            ray.cancel(ends[end], force=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from baselines.nnunet_worker import check_architecture
+from baselines.nnunet_segmenter import check_architecture
 from bench.checkpoint import newest_checkpoint
 from bench.data.storage import mirror
 from bench.errors import UserError

@@ -1,4 +1,4 @@
-"""The real nnU-Net on a handful of tiny images: its cases, its masks, its resume; and the plan's budget."""
+"""The real nnU-Net on a handful of tiny images: its cases, its masks, its resume."""
 
 import json
 import os
@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from baselines.nnunet import Nnunet, apply_budget, build, plan_experts, read_summary, thread_count
+from baselines.nnunet import Nnunet, build, thread_count
+from baselines.nnunet_experts import plan_experts, read_summary
 from bench.errors import UserError
 from bench.fairness import COSTS, GIVEN
 from bench.interface import Sample, Target
@@ -262,67 +261,25 @@ def test_threads_are_the_parent_s(monkeypatch):
     assert thread_count() == 3
 
 
-def own_plan(height: int, width: int) -> dict:
-    """The parts of an nnU-Net 2d configuration that a budget touches, for a patch of six stages."""
-    stages = 6
-    network = {
-        "n_stages": stages,
-        "features_per_stage": [32, 64, 128, 256, 512, 512],
-        "strides": [[1, 1]] + [[2, 2]] * (stages - 1),
-        "kernel_sizes": [[3, 3]] * stages,
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-    }
-    return {"batch_size": 12, "patch_size": [height, width], "architecture": {"arch_kwargs": network}}
-
-
-@given(st.integers(4, 20), st.integers(4, 20), st.none() | st.integers(16, 600), st.none() | st.integers(3, 9))
-def test_budget_gives_a_plan_that_fits(rows, columns, patch, stages):
-    plan = own_plan(32 * rows, 32 * columns)
-    features = None if stages is None else tuple(range(8, 8 + stages))
-    budget = NnunetBudget(epochs=1, iterations_per_epoch=1, batch_size=3, patch_size=patch, features=features)
-    apply_budget(plan, budget.model_dump())
-    network = plan["architecture"]["arch_kwargs"]
-    strides = np.prod(network["strides"], axis=0)
-    size = np.array(plan["patch_size"])
-    assert plan["batch_size"] == 3
-    assert (size <= [32 * rows, 32 * columns]).all() and (size <= (patch or 9999)).all()
-    assert (size % strides == 0).all() and (size // strides >= 4).all()
-    assert 3 <= network["n_stages"] <= (stages or 6)
-    for field in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage"):
-        assert len(network[field]) == network["n_stages"]
-    assert len(network["n_conv_per_stage_decoder"]) == network["n_stages"] - 1
-
-
-def test_empty_budget_leaves_the_plan_alone():
-    plan = own_plan(256, 192)
-    apply_budget(plan, NnunetBudget(epochs=1, iterations_per_epoch=1).model_dump())
-    assert plan == own_plan(256, 192)
-
-
-def test_too_small_a_patch_is_refused():
-    with pytest.raises(ValueError, match="16 px"):
-        apply_budget(own_plan(64, 64), {"batch_size": 2, "patch_size": 12, "features": (4, 4, 4)})
-
-
 COMPARE = """
 import json, os, sys
 from pathlib import Path
 import numpy as np
 
 if __name__ == "__main__":
-    from baselines import nnunet_worker as worker
+    from baselines.nnunet_data import prepare, write_raw
+    from baselines.nnunet_worker import set_environment
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints, plan_experiments, preprocess)
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     job = json.loads(Path(sys.argv[1]).read_text())
-    worker.set_environment(job)
+    set_environment(job)
     for name in ("raw", "preprocessed", "results"):
         Path(os.environ["nnUNet_" + name]).mkdir(parents=True)
     expert = job["experts"][0]
     folder = Path(os.environ["nnUNet_preprocessed"]) / expert["name"]
-    worker.write_raw(expert)
+    write_raw(expert)
 
     def read():
         data = folder / "nnUNetPlans_2d"
@@ -338,7 +295,7 @@ if __name__ == "__main__":
     plan_experiments([1], gpu_memory_target_in_gb=8)
     preprocess([1], configurations=["2d"], num_processes=[1])
     real_cases, real_plans = read()
-    worker.prepare(expert, job["budget"], processes=0)
+    prepare(expert, job["budget"], processes=0)
     cases, plans = read()
     assert set(cases) == set(real_cases) == {case["id"] for case in expert["cases"]}
     for case, arrays in cases.items():
@@ -385,6 +342,8 @@ from PIL import Image
 
 if __name__ == "__main__":
     from baselines import nnunet_worker as worker
+    from baselines.nnunet_data import label_map, read_image, work_serially, write_raw
+    from baselines.nnunet_segmenter import ExpertSegmenter, find_postprocessing
 
     job = json.loads(Path(sys.argv[1]).read_text())
     worker.set_environment(job)
@@ -411,30 +370,30 @@ if __name__ == "__main__":
 
     # postprocessing: chosen where a speck is all that is wrong, not where nothing is; then it takes the speck away
     expert = job["experts"][0]
-    worker.work_serially()
-    worker.write_raw(expert)
-    segmenter = worker.ExpertSegmenter(folder, job["tile_step"])
+    work_serially()
+    write_raw(expert)
+    segmenter = ExpertSegmenter(folder, job["tile_step"])
 
     class Perfect:
         predictor, speck = segmenter.predictor, 0
 
         def __call__(self, image):
-            case = next(c for c in expert["cases"] if np.array_equal(worker.read_image(c["image_file"]), image))
-            labels = worker.label_map(case["masks"], expert["objects"])
+            case = next(c for c in expert["cases"] if np.array_equal(read_image(c["image_file"]), image))
+            labels = label_map(case["masks"], expert["objects"])
             labels[0, :2] = self.speck
             return labels
 
     found = Perfect()
-    assert worker.find_postprocessing(expert, found, 0) == []
+    assert find_postprocessing(expert, found, 0) == []
     found.speck = 1
-    (step,) = worker.find_postprocessing(expert, found, 0)
+    (step,) = find_postprocessing(expert, found, 0)
     worker.write_json(folder / "postprocessing.json", [step])
-    cleaning = worker.ExpertSegmenter(folder, job["tile_step"])
+    cleaning = ExpertSegmenter(folder, job["tile_step"])
     case = expert["cases"][-1]
-    labels = found(worker.read_image(case["image_file"]))
+    labels = found(read_image(case["image_file"]))
     cleaning.predictor.predict_single_npy_array = lambda *_: labels[None]
     found.speck = 0
-    pixels = worker.read_image(case["image_file"])
+    pixels = read_image(case["image_file"])
     np.testing.assert_array_equal(cleaning(pixels), found(pixels))
 
     # split: nnU-Net's trainer with one case less than ours, as with any other, is an error

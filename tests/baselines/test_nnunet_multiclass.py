@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from baselines.nnunet import Nnunet
+from baselines.nnunet_data import label_map
 from baselines.nnunet_multiclass import build, overlapping_pairs, refuse_overlaps
-from baselines.nnunet_worker import label_map
 from bench.data.dataset import load_dataset, load_mask
 from bench.data.splits import make_splits
 from bench.errors import UserError

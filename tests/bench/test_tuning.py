@@ -1,5 +1,6 @@
 """Real Ray on this machine: trials in workers, side by side, failing alone, and gone after Ctrl-C."""
 
+import contextlib
 import json
 import os
 import signal
@@ -99,6 +100,33 @@ def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp
         time.sleep(1)
         assert not (tmp_path / "long ended").exists(), "the error of one part ends the others"
     assert subprocess.run(["false"]).returncode == 1, "this process can still read exit codes"
+
+
+def deaf(share):
+    """Has three events that nobody reads, and hears no interrupt."""
+    (item,) = share
+    for number in range(4):
+        yield {"event": number}
+    (item["folder"] / "begun").touch()
+    deadline = time.time() + 60
+    while time.time() < deadline and not (item["folder"] / "never").exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(0.05)
+    (item["folder"] / "ended").touch()
+
+
+def test_a_part_that_has_unread_events_and_hears_nothing_is_ended_by_force(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "GRACE", 1.0)
+    with tuning._ray(TWO_CORES, cpus=1):
+        events = tuning._spread({"cpu": 1}, deaf, [{"folder": tmp_path}])
+        assert next(events) == {"event": 0}
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        events.close()
+        time.sleep(5)  # to be killed in; on a busy machine that takes a while
+        (tmp_path / "never").touch()
+        time.sleep(1)
+        assert not (tmp_path / "ended").exists()
 
 
 EXPERTS = NnunetBudget(epochs=2, iterations_per_epoch=60, batch_size=4, patch_size=32, features=(8, 16, 16))

@@ -24,7 +24,7 @@ from bench.atomic import write_file, write_text
 from bench.errors import UserError
 from reports.build import build_report
 from reports.load import load_suite
-from reports.tables import Column, Table, to_markdown
+from reports.tables import Column, Table, highlight, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES, PAGE = Path("docs/results"), Path("docs/results.md")
@@ -72,11 +72,15 @@ def make_page(root: Path = ROOT) -> Page:
         def claims(part: str) -> pd.DataFrame:
             return pd.read_csv(file(part, "claims.csv", True), na_values="-")
 
+        def seeds(part: str) -> pd.DataFrame:
+            return pd.read_csv(file(part, "seeds.csv"), na_values="-")
+
         tools = {
             "table": table,
             "value": value,
             "figure": figure,
             "ledger": lambda parts: ledger({where: claims(part) for part, where in parts.items()}),
+            "side_by_side": lambda parts: side_by_side({where: seeds(part) for part, where in parts.items()}),
             "about": lambda part: about(root / ARCHIVES / part),
             "runs": lambda part: runs(root / ARCHIVES / part),
             "exists": lambda part: (root / ARCHIVES / part / "suite.json").is_file(),
@@ -130,6 +134,19 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
     again = kept["claim"].duplicated()
     kept["claim"], kept["paper"] = kept["claim"].mask(again, ""), kept["paper"].astype(object).mask(again, "")
     return without_heading(to_markdown(Table("ledger", "", "", kept, columns)))
+
+
+def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
+    """The averages of several reports in one Markdown table, a column for each: where -> its seeds.csv."""
+    keys = {where: f"mean {where}" for where in seeds}
+    frames = [
+        frame.set_index("label")[["mean", "se"]].rename(columns={"mean": keys[where], "se": f"{where} SE"})
+        for where, frame in seeds.items()
+    ]
+    frame = pd.concat(frames, axis=1).rename_axis("label").reset_index()
+    columns = [Column(key, where, 1, beside=f"{where} SE") for where, key in keys.items()]
+    table = Table("headline", "", "", frame, (Column("label", "Mean Dice (SE)"), *columns))
+    return without_heading(to_markdown(highlight(table, "column", list(keys.values()))))
 
 
 def about(archive: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from bench.archive import archive_suite
 from bench.errors import UserError
-from experiments.results import ledger, make_page, value_of
+from experiments.results import ledger, make_page, side_by_side, value_of
 from reports.build import build_report
 
 TEMPLATE = """# Results
@@ -95,6 +95,18 @@ def test_ledgers_of_several_reports_are_one_table():
         "| Cheaper (x) | 10.0 | CT | 61.0 | - | - | - | supported |",
         "| B helps | 1.0 | phantom | 3.0 | 2.0 to 4.0 | 60 | 2 | supported |",
         "| C helps | 2.0 | - | - | - | - | - | not run |",
+    ]
+
+
+def test_averages_of_several_reports_stand_side_by_side():
+    first = pd.DataFrame({"label": ["A", "B"], "mean": [68.44, 67.6], "se": [0.821, 0.92], "seeds": [3, 3]})
+    second = pd.DataFrame({"label": ["B", "C"], "mean": [30.0, 29.0], "se": [1.0, None], "seeds": [1, 1]})
+    assert side_by_side({"CT": first, "phantom": second}).splitlines() == [
+        "| Mean Dice (SE) | CT | phantom |",
+        "| --- | ---: | ---: |",
+        "| A | **68.4 (0.82)** | - |",
+        "| B | 67.6 (0.92) | **30.0 (1.00)** |",
+        "| C | - | 29.0 |",
     ]
 
 

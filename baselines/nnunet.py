@@ -226,7 +226,8 @@ def run_child(job: dict, experts: list[dict]) -> Iterator[dict]:
         log_file = folder / current / LOG
         log_file.parent.mkdir(exist_ok=True)
         with log_file.open("ab") as output:
-            # stdin stays open while we live: the child ends when it closes
+            # stdin stays open while we live: the child ends when it closes. In a session of its own it does not hear a
+            # terminal's Ctrl-C, which is ours to handle
             child = subprocess.Popen(
                 [sys.executable, "-m", "baselines.nnunet_worker", str(job_file)],
                 stdin=subprocess.PIPE,
@@ -234,6 +235,7 @@ def run_child(job: dict, experts: list[dict]) -> Iterator[dict]:
                 stderr=output,
                 env=environment,
                 text=True,
+                start_new_session=True,
             )
         finished = False
         try:

@@ -36,6 +36,12 @@ def write_file(path: Path, write: Callable[[BinaryIO], object], durable: bool = 
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporaries of `write_file` that killed processes have left in `folder`, where nobody may write."""
+    for file in folder.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 def write_tensors(path: Path, value: Any) -> None:
     """`write_file` of tensors and plain Python values by torch.save."""
     import torch

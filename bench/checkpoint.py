@@ -37,13 +37,23 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state, on the CPU; None where there is none. A line for each that is not."""
+    """The newest whole checkpoint and its state, on the CPU; None where there is none. A line for each that is not.
+
+    Nothing in a file is executed, even where its name has the hash of its bytes.
+    """
     import torch
 
+    from models.checkpoints import check_archive
+
     for file in checkpoints(run_dir):
+        reason = "torn or altered"
         if file.stem.endswith(sha256_of(file)[:16]):
-            return file, torch.load(file, map_location="cpu", weights_only=True)
-        print(f"{file.name} is torn or was altered: the checkpoint before it is taken")
+            try:
+                check_archive(file)
+                return file, torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises whatever strange bytes lead it to
+                reason = f"of no use ({' '.join(str(error).split())[:200]})"
+        print(f"{file.name} is {reason}: the checkpoint before it is taken")
     return None
 
 

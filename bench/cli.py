@@ -264,19 +264,9 @@ def ui(
     if uri.startswith("sqlite:") and not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database} does not exist: start with `bench run`, or name the folder with --runs-dir")
     print(f"http://127.0.0.1:{port} shows {shown(uri)}; Ctrl-C ends it")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
+    # not on the command line, which everybody on this machine sees: the URI may hold a password
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
     except KeyboardInterrupt:

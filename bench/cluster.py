@@ -8,12 +8,12 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.atomic import read_json, write_json
-from bench.environment import GIT_STATE, PACKAGES, Hardware, git_state, package_versions
+from bench.environment import GIT_STATE, Hardware, git_state, package_versions
 from bench.errors import UserError
 from bench.sharing import leave_probe, outside, problem_with
 
@@ -88,9 +88,9 @@ def _working_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
-def check_nodes(suite_dir: Path, storage: str | None = None) -> None:
-    """UserError unless each node has the packages of this machine, sees the data, and can read and write the suite's
-    folder, or the URL `storage` instead of it.
+def check_nodes(suite_dir: Path, storage: str | None = None, methods: Collection[str] = ()) -> None:
+    """UserError unless each node has the packages of this machine, those that offer some of `methods` among them, sees
+    the data, and can read and write the suite's folder, or the URL `storage` instead of it.
 
     Before anything trains: a node that lacks something would fail every trial that lands there.
     """
@@ -100,6 +100,7 @@ def check_nodes(suite_dir: Path, storage: str | None = None) -> None:
     suite_file = suite_dir / "suite.json"
     data = read_json(suite_file, "run `bench run` again").get("data", {}) if suite_file.exists() else {}
     versions = {name: version for name, version in package_versions().items() if name != "boltzbench"}
+    versions |= _offering(methods)
     roots = sorted(data.values()) if storage is None else outside(data, suite_dir)
     with _probe(suite_dir, storage) as probe:
         ask = ray.remote(num_cpus=0, max_retries=0)(_problems_here)
@@ -119,6 +120,13 @@ def check_nodes(suite_dir: Path, storage: str | None = None) -> None:
         ]
         told += [f"and {len(found) - TOLD} more nodes"] if len(found) > TOLD else []
         raise UserError("; ".join(told))
+
+
+def _offering(methods: Collection[str]) -> dict[str, str]:
+    """The other packages that some of `methods` come from (`bench.plugins`), which `our_code` does not bring."""
+    from bench.methods import METHODS
+
+    return dict(package.split() for method in methods if (package := METHODS[method].package) != "boltzbench")
 
 
 def _answer(answer: Any) -> list[str]:
@@ -154,7 +162,7 @@ def _problems_here(versions: dict[str, str], probe: str, storage: str | None, da
     import ray
 
     problems = []
-    here = package_versions(PACKAGES)
+    here = package_versions(tuple(versions))
     # 2.9.0+cu128 and 2.9.0+cpu are one version for two kinds of machine
     other = {name: v for name, v in versions.items() if here.get(name, "").partition("+")[0] != v.partition("+")[0]}
     if other:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.environment import Hardware
+from bench.errors import UserError
 from bench.spec import PhantomSize, Profile, RunSpec
 from experiments.costs import (
     BACKBONE_FACTOR,
@@ -145,6 +146,27 @@ def workers_of(profile: Profile, hardware: Hardware) -> int:
     of the batch for each. Fewer have more of it each.
     """
     return max(1, min(profile.workers_per_trial, _rooms(profile, hardware), profile.recipe.batch_images))
+
+
+def check_workers(profile: Profile, hardware: Hardware, storage: str | None) -> None:
+    """UserError where several workers are to train a trial and could not: with no folder that all see, or on shares of
+    a GPU.
+    """
+    count = workers_of(profile, hardware)
+    if count == 1:
+        return
+    what = f"profile {profile.name} trains a trial on {count} workers"
+    if storage is not None:
+        raise UserError(
+            f"{what}, which share its folder: train it on one with --set workers_per_trial=1, or leave --storage out "
+            "and give --runs-dir a folder that all nodes see"
+        )
+    share = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware).get("gpu")
+    if share is not None and share < 1:
+        raise UserError(
+            f"{what} with {share:g} of a GPU each, and NCCL refuses two of them on one GPU: give each its own with "
+            "--set gpus_per_trial=1, or train it on one with --set workers_per_trial=1"
+        )
 
 
 def _rooms(profile: Profile, hardware: Hardware) -> int:

@@ -14,7 +14,7 @@ from bench.errors import UserError
 from bench.execute import collect
 from bench.external import files_hash, list_rows, method_name, new_suite, row_spec, same_suite, suite_folder, write_row
 from bench.interface import Prediction, Sample
-from bench.run import locked
+from bench.locks import locked
 from bench.spec import Origin
 from bench.suite_folder import read_suite
 

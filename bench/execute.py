@@ -16,6 +16,7 @@ from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
 from bench.limits import load_json
+from bench.locks import alone_in
 from bench.publish import LEFT, publish, starting_weights, tracker_of
 from bench.records import (
     ADDED_COLUMNS,
@@ -86,11 +87,27 @@ def execute(
     the trial does: by default it fits on train and validation, then predicts test. `micro_batch` is the profile's.
 
     A trial that was killed or interrupted goes on from its newest checkpoint, to the same weights and records; one
-    whose method failed begins anew, for what made it fail may have been mended.
+    whose method failed begins anew, for what made it fail may have been mended. A process that still works on the trial
+    is waited for: the workers of a killed driver live on for a moment. UserError where it does not end.
     """
     run_dir = suite_dir / spec.run_id
-    if is_finished(spec, run_dir):
-        return "skipped"
+    with alone_in(run_dir):
+        if is_finished(spec, run_dir):
+            return "skipped"
+        return _execute(spec, suite_dir, run_dir, tracking_uri, parent, spread, work, micro_batch)
+
+
+def _execute(
+    spec: RunSpec,
+    suite_dir: Path,
+    run_dir: Path,
+    tracking_uri: str | None,
+    parent: str | None,
+    spread: Spread | None,
+    work: Work | None,
+    micro_batch: int | None,
+) -> str:
+    """`execute` without the lock: "finished" or "failed"."""
     before = run_state(run_dir)
     fresh = before["state"] == "missing"
     started = time.time()

@@ -17,8 +17,8 @@ from bench.data.prompts import SITES, canonical
 from bench.data.stats import PUBLISHED_SIDE, find_published, published_name
 from bench.errors import UserError, unknown_name
 from bench.external import files_hash, list_rows, new_suite, row_spec, same_suite, write_row
+from bench.locks import locked
 from bench.records import SCHEMA_VERSION
-from bench.run import locked
 from bench.spec import Origin
 from bench.suite_folder import read_suite
 from reports.grid import CASE, TRUTH, check_grid

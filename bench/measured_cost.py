@@ -111,6 +111,11 @@ def in_words(plan: Plan, todo: Sequence[RunSpec], found: dict[tuple[str, str], M
             "another device has other numbers. Memory of more images than were measured is that of these and a share "
             "for each further one",
         ]
+        if plan.choice.hardware.nodes:
+            lines.append(
+                "measured on the machine of this command, not on the cluster's nodes: for theirs call --measure on one "
+                f"of them, with --profile {profile.name} and without --address"
+            )
         if profile.workers_per_trial > 1:
             lines.append(f"the profile's {profile.workers_per_trial} workers of a trial share its hours")
     for (row, backbone), measured in known.items():

@@ -16,10 +16,10 @@ from bench.data.splits import load_splits
 from bench.errors import UserError
 from bench.execute import record_of, run_state
 from bench.interface import Sample
+from bench.locks import locked
 from bench.methods import METHODS
 from bench.predict_image import load_segmenter, segmenter_spec
 from bench.records import PHRASINGS_FILE, RECORD_COLUMNS, write_table
-from bench.run import locked
 from bench.suite_folder import read_spec, read_suite
 from bench.terminal import BarLog
 

@@ -12,6 +12,7 @@ from bench.environment import Hardware, detect_hardware
 from bench.errors import UserError, unknown_name
 from bench.estimate import (
     Workload,
+    check_workers,
     phantom_workload,
     workload_of,
 )
@@ -130,7 +131,9 @@ class Plan:
 
 
 def choose(request: Request, hardware: Hardware | None = None) -> Choice:
-    """Looks all names up. UserError (did you mean) for an unknown one or data that are not there."""
+    """Looks all names up. UserError (did you mean) for an unknown one or data that are not there, and for workers that
+    could not train a trial together.
+    """
     from bench.data.splits import split_roots
     from bench.data.storage import datasets_at
     from bench.exchange import check_url
@@ -165,6 +168,8 @@ def choose(request: Request, hardware: Hardware | None = None) -> Choice:
     known = profiles.BACKBONE_LABELS
     backbones = _pick("backbone", request.backbones, profile.backbones, known, f"profile {name}")
     seeds = suite.seeds if request.seeds is None else tuple(dict.fromkeys(request.seeds))
+    if request.executor != "local" and any(METHODS[method].uses_backbone for method in methods):
+        check_workers(profile, hardware, request.storage)
     if request.splits is not None and request.data:
         raise UserError(f"--splits: {request.splits} names its data sets already: leave --data out")
     paths = request.data if request.splits is None else split_roots(request.splits)

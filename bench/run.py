@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from bench.atomic import read_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
+from bench.locks import locked
 from bench.plan import (
     Choice,
     Plan,
@@ -204,27 +204,6 @@ def _with_kept(plan: Plan) -> Plan:
     }
     without = left_out(plan)
     return replace(plan, specs=tuple(kept.get(spec, spec) if spec in without else spec for spec in plan.specs))
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder`/lock; UserError naming the process that holds it already. A dead holder's lock is
-    free.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            pid = handle.read().strip() or "unknown"
-            raise UserError(
-                f"{folder} is in use by `bench run` of process {pid}: wait for it, or choose another --name"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
-        yield
 
 
 def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:

@@ -7,11 +7,13 @@ batch's loss, a mean over prompts. Every part draws the noise of its own prompts
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -81,15 +83,19 @@ class Training:
         print(f"goes on from step {progress.step}, by {file.name}")
         return progress
 
-    def random_state(self) -> dict[str, Tensor]:
-        """Where the random numbers of this process stand."""
+    def random_state(self) -> dict[str, Any]:
+        """Where the random numbers of this process stand, in tensors and plain Python values."""
+        name, keys, *rest = np.random.get_state()
         state = {"cpu": torch.get_rng_state(), "sampling": self.sampling.get_state()}
+        state |= {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}
         return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
-    def set_random_state(self, state: dict[str, Tensor]) -> None:
+    def set_random_state(self, state: dict[str, Any]) -> None:
         """Goes back to what `random_state` has found."""
         torch.set_rng_state(state["cpu"])
         self.sampling.set_state(state["sampling"])
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
 
@@ -207,7 +213,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
-def _leave(file: Path, training: Training, batch: Batch, random: dict[str, Tensor], step: int) -> None:
+def _leave(file: Path, training: Training, batch: Batch, random_state: dict[str, Any], step: int) -> None:
     """Writes what the loss was computed from, as plain tensors and strings; a full disk hides no reason."""
     part = batch.part or Part(0, len(batch.prompts))
     content = {
@@ -217,7 +223,7 @@ def _leave(file: Path, training: Training, batch: Batch, random: dict[str, Tenso
         "image_index": batch.image_index,
         "masks": batch.masks,
         "part": asdict(part),
-        "random": random,
+        "random": random_state,
         "model": training.model.state_dict(),
     }
     try:

@@ -25,10 +25,11 @@ from typing import Any
 from bench.cluster import check_nodes, connected_hardware, our_code, reach
 from bench.environment import NODE, Hardware
 from bench.errors import PartLost, UserError
-from bench.estimate import lanes, resources, workers_of
+from bench.estimate import check_workers, lanes, resources, workers_of
 from bench.execute import Work, execute, fit_and_predict, mark_interrupted, run_state
 from bench.interface import Spread
 from bench.launch import Team
+from bench.locks import TUNE_FILES
 from bench.sharing import trial_folder
 from bench.spec import Profile, RunSpec
 from bench.stopping import stop_requested
@@ -76,14 +77,14 @@ def run_trials(
     if not specs:
         return
     suite_dir = suite_dir.resolve()
-    # Tune's own files; on a cluster where all nodes see them, if there is such a place
-    storage = Path(tempfile.mkdtemp(prefix=".tune-", dir=suite_dir if address and exchange_url is None else None))
+    # Tune's own files, where all nodes see them if there is such a place
+    storage = Path(tempfile.mkdtemp(prefix=TUNE_FILES, dir=suite_dir if exchange_url is None else None))
     place = ray_at(address, profile.cpus_per_trial) if address else _ray(hardware, profile.cpus_per_trial)
     grace = STOP_GRACE + (SEEN_LATE if address else 0)
     try:
         with place:
             if address:
-                check_nodes(suite_dir, exchange_url)
+                check_nodes(suite_dir, exchange_url, {spec.method for spec in specs})
             _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
@@ -188,11 +189,8 @@ def _fit(
     spread = spread if exchange_url is None else None
     team = None
     if (count := workers_of(profile, hardware)) > 1:
-        if exchange_url is not None:
-            raise UserError(
-                f"profile {profile.name} trains a trial on {count} workers, which share its folder: leave --storage "
-                "out and give --runs-dir a folder that all nodes see"
-            )
+        if any(spec.recipe is not None for spec in specs):  # nodes may have come since the plan was made
+            check_workers(profile, hardware, exchange_url)
         team = Team(count, reserved, str(storage / "workers"), tracking_uri, parent, work or fit_and_predict)
     trainable = _trainable(
         texts, str(suite_dir), tracking_uri, parent, spread, work, team, profile.micro_batch, exchange_url

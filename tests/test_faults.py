@@ -3,11 +3,14 @@
 `pytest -m fault` runs these and their like of the other files.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,12 +21,20 @@ import psutil
 import pytest
 import torch
 
+from bench import tracking
 from bench.checkpoint import newest_checkpoint
 from bench.execute import run_state
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
 WAIT = 180  # seconds for anything to happen
 MOUNT = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && umount "$1"', "-"]
+
+CHECKPOINTS = ("--set", "validate_every=4")  # at 4, 8, 12, 16 and 20
+# a terminal sends Ctrl-C to all processes of the command
+ASK = {
+    "ctrl-c": lambda pid: os.killpg(pid, signal.SIGINT),
+    "sigterm": lambda pid: os.kill(pid, signal.SIGTERM),
+}
 
 pytestmark = pytest.mark.fault
 
@@ -62,7 +73,7 @@ def kill_group(running):
     """Ends the process group of a command at once, and waits until what it has started has noticed."""
     below = psutil.Process(running.pid).children(recursive=True)
     os.killpg(running.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    assert running.wait() in (-signal.SIGKILL, 0), "0: it has ended while we looked for its processes"
     wait_for(lambda: not any(is_alive(process) for process in below))
 
 
@@ -74,7 +85,9 @@ def is_alive(process):
 
 
 def assert_equal_runs(runs, others):
-    """Two folders of runs hold the same trials with the same curves, weights and records."""
+    """Two folders of runs hold the same trials with the same curves, weights, records and masks; the first has them in
+    its MLflow, each point once.
+    """
     pairs = list(zip(sorted(runs.glob("*/*-seed*")), sorted(others.glob("*/*-seed*")), strict=True))
     assert pairs
     for one, other in pairs:
@@ -82,9 +95,30 @@ def assert_equal_runs(runs, others):
         weights = [file.relative_to(one) for file in [*one.glob("model.pt"), *one.glob("nnunet/*/weights.pt")]]
         for file in weights:
             assert same_bits(torch.load(one / file), torch.load(other / file)), file
-        tables = [pd.read_parquet(run / "records.parquet").drop(columns="seconds") for run in (one, other)]
-        pd.testing.assert_frame_equal(*tables)
-        assert not list(one.glob("resume*")) and not list(one.glob("nnunet/scratch-*"))
+        for name in ("records.parquet", "predictions.parquet"):
+            tables = [pd.read_parquet(run / name).drop(columns="seconds", errors="ignore") for run in (one, other)]
+            pd.testing.assert_frame_equal(*tables, check_exact=True)
+        assert not list(one.glob("resume*")) and not list(one.glob("nnunet/scratch-*")) and not list(one.glob(".*.tmp"))
+    assert_in_mlflow_once(runs)
+
+
+def assert_in_mlflow_once(runs):
+    """One MLflow run for each trial, with the points of its history.jsonl and no others."""
+    # a copy of its own: MLflow keeps a file open that may since have been removed and made anew
+    copy = shutil.copyfile(runs / "mlflow.db", runs.parent / f"mlflow-{time.time_ns()}.db")
+    client = tracking.client(f"sqlite:///{copy}")
+    found = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    keys = [run.data.tags["bench_key"] for run in found]
+    assert len(set(keys)) == len(keys), keys
+    for run_dir in runs.glob("*/*-seed*"):
+        run_id = run_state(run_dir)["in_mlflow"]
+        expected = {}
+        for row in map(json.loads, (run_dir / "history.jsonl").read_text().splitlines()):
+            for name in row.keys() - {"step", "time"}:
+                expected.setdefault(name, []).append((row["step"], row[name]))
+        for name, points in expected.items():
+            history = [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+            assert sorted(history) == sorted(points), (run_dir, name)
 
 
 def same_bits(first, second):
@@ -119,8 +153,8 @@ def suite(bench, datasets, whole, tmp_path):
     `ends_as_if_left_alone()`, which gives it again and returns the trials' output.log.
     """
 
-    def make(methods="boltzformer", executor="local", data="squares"):
-        words = ("run", "--suite", "smoke", "--methods", methods, "--data", str(datasets / data), "--executor")
+    def make(methods="boltzformer", executor="local", data="squares", more=()):
+        words = ("run", "--suite", "smoke", "--methods", methods, "--data", str(datasets / data), *more, "--executor")
 
         def ends_as_if_left_alone():
             outcome = bench(*words, executor, "--runs-dir", tmp_path / "killed", OMP_NUM_THREADS="1")
@@ -147,31 +181,80 @@ def test_the_killed_command_goes_on_from_its_checkpoint(suite, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_the_same(suite, tmp_path):
-    """Anywhere from before the first step to after the last record."""
-    command, ends_as_if_left_alone = suite()
-    moments = random.Random()
-    seed = moments.randrange(2**32)
+@pytest.mark.parametrize("half", [0, 1])
+def test_killed_at_twenty_random_moments_it_ends_the_same(half, suite, tmp_path):
+    """Four before its trial begins, sixteen between there and the end of the process: one in each part of that time."""
+    command, ends_as_if_left_alone = suite(more=CHECKPOINTS)
+
+    def begins(runs, since):
+        return any(file.stat().st_mtime > since for file in tmp_path.glob(f"{runs}/*/*/env.json"))
+
+    since = time.time()
+    running = start([*command[:-1], "timed"], tmp_path)
+    assert wait_for(lambda: begins("timed", since), running)
+    before = time.time() - since
+    assert running.wait(WAIT) == 0
+    after = time.time() - since - before
+    chance = random.Random()
+    seed = chance.randrange(2**32)
     print(f"random moments by seed {seed}")  # pytest shows it where the test fails
-    moments.seed(seed)
-    for _ in range(20):
-        started = time.time()
+    chance.seed(seed)
+    parts = list(range(half, 20, 2))
+    chance.shuffle(parts)
+    had_checkpoint = 0
+    while parts:
+        fresh, since, part = not (tmp_path / "killed").exists(), time.time(), parts[-1] + chance.random()
         running = start(command, tmp_path)
-        begins = lambda t=started: any(f.stat().st_mtime > t for f in tmp_path.glob("killed/*/*/spec.json"))  # noqa: E731
-        if wait_for(begins, running):
-            time.sleep(moments.uniform(0, 6))
-        if running.poll() is None:
-            kill_group(running)
+        if part < 4:
+            seconds = part / 4 * before
+        else:
+            wait_for(lambda since=since: begins("killed", since), running)
+            seconds = (part - 4) / 16 * after
+            began = time.time()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert running.wait(seconds) == 0
+            # it has ended before: it went on from so late, or the machine is quicker now. Again from the beginning
+            after = min(after, time.time() - began) if fresh and part >= 4 else after
+            assert_equal_runs(tmp_path / "killed", tmp_path / "timed")
+            shutil.rmtree(tmp_path / "killed")
+            continue
+        kill_group(running)
+        had_checkpoint += any(tmp_path.glob("killed/*/*/resume-*.pt"))
+        parts.pop()
+    assert had_checkpoint
     ends_as_if_left_alone()
 
 
-@pytest.mark.parametrize(("executor", "number"), [("local", signal.SIGINT), ("ray", signal.SIGTERM)])
-def test_asked_to_stop_it_leaves_a_checkpoint_of_the_last_step(executor, number, suite, tmp_path):
+def test_a_killed_driver_may_be_followed_at_once(suite, tmp_path):
+    """Its Ray and its trial may live on for a moment: the next command waits for them."""
+    command, ends_as_if_left_alone = suite(executor="ray")
+    running = start(command, tmp_path)
+    assert wait_for(lambda: at_step_10(tmp_path), running)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
+    ends_as_if_left_alone()
+
+
+def test_a_second_command_on_the_folder_is_refused_and_the_first_goes_on(bench, suite, tmp_path):
+    command, ends_as_if_left_alone = suite()
+    running = start(command, tmp_path)
+    assert wait_for(lambda: any(tmp_path.glob("killed/*/*/spec.json")), running)
+    second = bench(*command[3:-1], tmp_path / "killed")
+    assert second.returncode == 2 and "Traceback" not in second.stderr, second.stderr
+    told = f"is in use by `bench run` of process {running.pid} on {socket.gethostname()}: wait for it, or choose"
+    assert told in second.stderr, second.stderr
+    code, said = ended(running, tmp_path)
+    assert code == 0, said
+    ends_as_if_left_alone()
+
+
+@pytest.mark.parametrize(("executor", "ask"), [("local", "ctrl-c"), ("ray", "ctrl-c"), ("ray", "sigterm")])
+def test_asked_to_stop_it_leaves_a_checkpoint_of_the_last_step(executor, ask, suite, tmp_path):
     """Ctrl-C and SIGTERM: exit 130 with the command that goes on, and the run ends as if left alone."""
     command, ends_as_if_left_alone = suite(executor=executor)
     running = start(command, tmp_path)
     assert wait_for(lambda: at_step_10(tmp_path), running)
-    running.send_signal(number)
+    ASK[ask](running.pid)
     code, said = ended(running, tmp_path)
     assert code == 130, said
     assert "stopping after this step" in said and "Go on where it stopped with:\n  bench run --suite smoke" in said
@@ -197,8 +280,10 @@ def test_a_killed_worker_is_replaced_while_the_command_goes_on(suite, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("executor", "number"), [("local", signal.SIGINT), ("ray", signal.SIGTERM), ("ray", None)])
-def test_stopped_or_killed_within_an_expert_of_nnunet(executor, number, suite, tmp_path):
+@pytest.mark.parametrize(
+    ("executor", "ask"), [("local", "ctrl-c"), ("ray", "ctrl-c"), ("ray", "sigterm"), ("ray", None)]
+)
+def test_stopped_or_killed_within_an_expert_of_nnunet(executor, ask, suite, tmp_path):
     """Finished experts are kept, the one in the middle is trained again, no process is left behind."""
     command, ends_as_if_left_alone = suite("nnunet", executor, "toy")
     running = start(command, tmp_path)
@@ -211,10 +296,10 @@ def test_stopped_or_killed_within_an_expert_of_nnunet(executor, number, suite, t
     middle = second_expert_has_begun if executor == "local" else lambda: any(tmp_path.glob("killed/*/*/nnunet/Data*"))
     assert wait_for(middle, running)
     below = psutil.Process(running.pid).children(recursive=True)
-    if number is None:
+    if ask is None:
         kill_group(running)
     else:
-        running.send_signal(number)
+        ASK[ask](running.pid)
         code, said = ended(running, tmp_path)
         assert code == 130, said
         wait_for(lambda: not any(is_alive(process) for process in below))

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -90,13 +91,25 @@ def test_code_in_published_weights_does_not_run(bench, toy, tmp_path):
     assert not (tmp_path / "caught").exists()
 
 
-def test_code_in_a_checkpoint_to_go_on_from_does_not_run(tmp_path):
+def test_code_in_a_checkpoint_to_go_on_from_does_not_run(tmp_path, capsys):
     """Even where somebody has named it after its bytes."""
     torch.save({"model": Trap(tmp_path / "caught")}, tmp_path / "new")
     (tmp_path / "new").rename(tmp_path / f"resume-00000001-{sha256_of(tmp_path / 'new')[:16]}.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        newest_checkpoint(tmp_path)
+    assert newest_checkpoint(tmp_path) is None
+    assert "of no use (Weights only load failed" in capsys.readouterr().out
     assert not (tmp_path / "caught").exists()
+
+
+def test_a_checkpoint_to_go_on_from_that_is_packed_is_not_unpacked(tmp_path, capsys):
+    torch.save({"model": torch.zeros(10**6)}, tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole") as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(tmp_path / "new", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    (tmp_path / "new").rename(tmp_path / f"resume-00000001-{sha256_of(tmp_path / 'new')[:16]}.pt")
+    assert newest_checkpoint(tmp_path) is None
+    assert "is packed" in capsys.readouterr().out
 
 
 def test_code_in_a_prior_does_not_run(bench, suite, tmp_path):

@@ -1,11 +1,13 @@
-"""Fixtures of the tests that look into MLflow."""
+"""Fixtures of the tests that look into MLflow, and of those that start processes."""
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from bench.tracking import initialize_store
@@ -33,6 +35,27 @@ def curves_in_folder():
         return {name: sorted(points) for name, points in found.items()}
 
     return read
+
+
+@pytest.fixture
+def started():
+    """started(command, as for Popen) -> the process: it, and all below it, are killed when the test has ended, however
+    it ended.
+    """
+    processes = []
+
+    def start(command, **options):
+        processes.append(subprocess.Popen([str(word) for word in command], **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is not None:
+            continue
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

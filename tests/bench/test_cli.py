@@ -8,6 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -187,6 +188,24 @@ def test_run_report_and_list_by_the_command_line(bench, squares, tmp_path):
     assert suite["command"].startswith("bench run --suite smoke --data ")
 
 
+@pytest.mark.parametrize("uri", ["postgresql://me:secret@127.0.0.1/mlflow", "postgresql://127.0.0.1/mlflow"])
+def test_ui_tells_nobody_the_password_of_the_store(uri, monkeypatch, tmp_path):
+    """Neither on the command line of what it starts, which `ps` shows, nor in what it prints."""
+    started = []
+
+    def run(command, env, check):
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    result = RUNNER.invoke(cli.app, ["ui", "--runs-dir", str(tmp_path)])
+    assert result.exit_code == 0 and "secret" not in result.output
+    ((command, environment),) = started
+    assert not any("postgresql" in word for word in command)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
+
+
 @pytest.mark.slow
 def test_ui_serves_the_runs(free_port, tmp_path):
     from bench.tracking import Tracker, initialize_store
@@ -216,6 +235,11 @@ def test_ui_serves_the_runs(free_port, tmp_path):
                 assert time.time() < deadline and server.poll() is None
                 time.sleep(0.5)
         assert "a-run-to-be-seen" in answer
+        # neither MLflow nor what it starts shows the store's URI to `ps`
+        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        lines = [" ".join(process.cmdline()) for process in processes]
+        assert len(lines) > 1 and any("mlflow" in line for line in lines[1:])
+        assert not any("sqlite:" in line for line in lines)
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)

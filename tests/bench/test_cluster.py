@@ -5,10 +5,11 @@ import json
 import logging
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,13 +17,16 @@ import psutil
 import pytest
 
 from bench import tuning
-from bench.cluster import check_nodes, connected_hardware, reach
-from bench.environment import package_versions
+from bench.cluster import PACKAGE_FOLDERS, check_nodes, connected_hardware, reach
+from bench.environment import Hardware, package_versions
 from bench.errors import UserError
+from bench.measured_cost import Measured, in_words
+from bench.methods import METHODS
+from bench.plan import Request, choose, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = 128 * 2**20  # bytes
-WORDS = ("run", "--suite", "smoke", "--methods", "location_prior,boltzformer", "--name", "two")
+WORDS = ("run", "--suite", "smoke", "--name", "two")
 
 
 @pytest.fixture
@@ -41,15 +45,24 @@ def cluster(request):
         found.shutdown()
 
 
-def test_trials_run_on_both_nodes_to_the_records_of_this_machine(bench, cluster, squares, tmp_path):
-    for name, words in (("there", ["--address", cluster.address]), ("here", ["--executor", "local"])):
+@pytest.mark.parametrize(
+    ("by", "trials"),
+    [("HOST:PORT", ["location_prior,boltzformer"]), ("auto", ["location_prior", "--seeds", "0,1"])],
+    ids=["HOST:PORT", "auto"],
+)
+def test_trials_run_on_both_nodes_to_the_records_of_this_machine(bench, cluster, squares, tmp_path, by, trials):
+    address, environment = cluster.address, {"OMP_NUM_THREADS": "1"}
+    if by == "auto":  # alone it might find the Ray of a test that runs at the same time
+        address, environment = by, environment | {"RAY_ADDRESS": cluster.address}
+    suite_words = [*WORDS, "--methods", *trials, "--data", squares]
+    for name, words in (("there", ["--address", address]), ("here", ["--executor", "local"])):
         # Ray's default runs a trial of one core in one thread; two threads would add up in another order
-        done = bench(*WORDS, "--data", squares, "--runs-dir", tmp_path / name, *words, OMP_NUM_THREADS="1")
+        done = bench(*suite_words, "--runs-dir", tmp_path / name, *words, **environment)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         if name == "there":
             assert "2 nodes of a Ray cluster, 2 cores" in done.stdout and "2 side by side" in done.stdout
             suite = json.loads((tmp_path / "there/two/suite.json").read_text())
-            assert f"--address {cluster.address}" in suite["command"]
+            assert f"--address {address}" in suite["command"]
     runs = {name: sorted((tmp_path / name / "two").glob("*-seed*")) for name in ("there", "here")}
     assert [run.name for run in runs["there"]] == [run.name for run in runs["here"]]
     assert len(runs["there"]) == 2
@@ -63,23 +76,58 @@ def test_trials_run_on_both_nodes_to_the_records_of_this_machine(bench, cluster,
     assert not list((tmp_path / "there/two").glob(".*")), "what the cluster needed is gone"
 
 
+MARK = """
+
+def _marked(work):
+    def marked(*given):
+        print("trained by the edited copy in", __file__)
+        return work(*given)
+
+    return marked
+
+
+fit_and_predict = _marked(fit_and_predict)
+"""
+
+
+def test_the_code_of_the_driver_reaches_the_workers_and_nothing_beside_it(bench, cluster, squares, tmp_path):
+    copy = tmp_path / "copy"
+    for name in PACKAGE_FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (copy / "bench/execute.py").open("a") as file:
+        file.write(MARK)
+    for folder in ("runs", "data", "tests", "bench/__pycache__"):
+        (copy / folder).mkdir()
+        (copy / folder / "stays.txt").touch()
+    words = ["run", "--suite", "smoke", "--methods", "location_prior", "--data", squares, "--runs-dir", "runs"]
+    # from another folder: Ray tells workers to look for modules where the driver was called
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, words), "--address", cluster.address],
+        cwd=tmp_path / "elsewhere",
+        env=os.environ | {"PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (log,) = tmp_path.glob("elsewhere/runs/*/location_prior-*/output.log")
+    ran = re.search(r"^trained by the edited copy in (.*)/bench/execute.py$", log.read_text(), re.MULTILINE)
+    assert ran, log.read_text()
+    arrived = Path(ran[1]).parent  # a folder for each package
+    assert not arrived.is_relative_to(tmp_path)
+    assert {place.name for place in arrived.glob("*/*")} == set(PACKAGE_FOLDERS)
+    assert (arrived / ran[1] / "bench/data/splits.py").exists() and not list(arrived.rglob("stays.txt"))
+
+
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", [0], indirect=True)
-def test_a_trial_whose_node_is_lost_goes_on_on_another(bench, cluster, squares, tmp_path):
+def test_a_trial_whose_node_is_lost_goes_on_on_another(bench, cluster, started, squares, tmp_path):
     third = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     words = ["run", "--suite", "smoke", "--methods", "boltzformer", "--data", squares]
-    running = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "bench",
-            *map(str, words),
-            "--address",
-            cluster.address,
-            "--runs-dir",
-            tmp_path / "lost",
-        ],
+    running = started(
+        [sys.executable, "-m", "bench", *words, "--address", cluster.address, "--runs-dir", tmp_path / "lost"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -92,7 +140,7 @@ def test_a_trial_whose_node_is_lost_goes_on_on_another(bench, cluster, squares, 
     (run_dir,) = tmp_path.glob("lost/*/boltzformer-*")
     begun = json.loads((run_dir / "env.json").read_text())["node"]
     lose({node.node_id: node for node in (cluster.second, third)}[begun])
-    output = running.communicate(timeout=180)[0]
+    output = running.communicate(timeout=300)[0]
     assert running.returncode == 0, output[-2000:]
     assert "goes on from step 10" in (run_dir / "output.log").read_text()
     assert json.loads((run_dir / "env.json").read_text())["node"] != begun
@@ -122,14 +170,83 @@ def test_nodes_are_asked_before_anything_trains(cluster, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=wanted) as told:
             check_nodes(tmp_path)
         assert str(told.value).count("node ") == 2 and "timm" not in str(told.value)
+        # a method of another package: only a suite that has it asks for that package
+        monkeypatch.setattr("bench.cluster.package_versions", package_versions)
+        for name, package in {"there": f"pytest {pytest.__version__}", "lacking": "no-such-thing 2.5"}.items():
+            monkeypatch.setitem(METHODS, name, replace(METHODS["sam"], package=package))
+        check_nodes(tmp_path, methods=("sam", "there"))
+        with pytest.raises(UserError, match=r"^node .*: no-such-thing missing: .*\(pip install no-such-thing==2.5\)"):
+            check_nodes(tmp_path, methods=("sam", "there", "lacking"))
         assert not list(tmp_path.iterdir())
+
+
+def test_a_method_of_a_package_that_the_nodes_lack_is_one_line_before_anything_trains(
+    bench, cluster, squares, tmp_path
+):
+    info = tmp_path / "packages/mine-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[boltzbench.methods]\nmy_method = mine:ENTRY\n")
+    entry = "from bench.interface import MethodEntry\n"
+    entry += "ENTRY = MethodEntry('Mine', print, 'here', uses_backbone=False)\n"
+    (info.parent / "mine.py").write_text(entry)
+    words = ["run", "--suite", "smoke", "--methods", "my_method", "--data", squares, "--runs-dir", tmp_path / "runs"]
+    done = bench(*words, "--address", cluster.address, PYTHONPATH=f"{info.parent}:{ROOT}")
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    (line,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert line.count("mine missing: install what the driver has (pip install mine==1.0)") == 2, line
+    assert not list(tmp_path.glob("runs/*/*/spec.json")), "nothing has begun"
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_workers_that_cannot_train_a_trial_together_are_refused_before_anything_is_made(bench, cluster, tmp_path):
+    # GPUs that Ray alone believes in
+    cluster.add_node(num_cpus=2, num_gpus=32, memory=64 * 2**30, object_store_memory=STORE)
+    runs, url = tmp_path / "runs", f"file://{tmp_path / 'place'}"
+    common = ["--address", cluster.address, "--runs-dir", runs]
+    storage = ["--storage", url]
+    paper = ["--set", "cpus_per_trial=1"]  # else two cores had room for one worker of it
+    two = ["--suite", "smoke", "--set", "workers_per_trial=2", "--set", "gpus_per_trial=0.5"]
+    shared = "which share its folder: train it on one with --set workers_per_trial=1, or leave --storage out"
+    gpu = "with 0.5 of a GPU each, .* give each its own with --set gpus_per_trial=1"
+    for words, told in {
+        ("run", *paper, *storage, "--dry-run"): rf"profile paper trains a trial on 2 workers, {shared}",
+        ("run", *two, *storage): rf"profile smoke trains a trial on 2 workers, {shared}",
+        ("tune", "boltzformer", *paper, *storage, "--dry-run"): shared,
+        ("ablate", "samples", *paper, *storage, "--dry-run"): shared,
+        ("run", *two, "--dry-run"): rf"profile smoke trains a trial on 2 workers {gpu}",
+        ("run", *two): gpu,
+    }.items():
+        done = bench(*words, *common)
+        assert done.returncode == 2, (words, done.stdout[-2000:])
+        assert re.fullmatch(rf"error: .*{told}.*\n", done.stderr), done.stderr
+        assert not done.stdout and not list(tmp_path.iterdir()), words
+    for words, said in {
+        ("run", *paper, *storage, "--set", "workers_per_trial=1"): "profile  paper: ",
+        ("run", *two[:-1], "gpus_per_trial=1"): "2 train each trial",
+        ("run", *two, *storage, "--methods", "location_prior"): "1 of 1 trials to run",  # no workers train it
+        ("run", *two, *storage, "--executor", "local"): "1 train each trial",
+    }.items():
+        done = bench(*words, "--dry-run", *(common[2:] if "local" in words else common))
+        assert done.returncode == 0 and said in done.stdout, (words, done.stderr)
+
+
+def test_what_is_measured_here_is_not_taken_for_the_nodes():
+    request, cluster = Request(suite="smoke", methods=("seem",)), Hardware(2, 8.0, ("A",), (Hardware(2, 8.0, ("A",)),))
+    measured = Measured(4, 0.5, 0.2, 3000.0, 400.0, "a device")
+    hint = "measured on the machine of this command, not on the cluster's nodes: for theirs call --measure on one of "
+    for hardware, found in ((cluster, True), (cluster.nodes[0], False)):
+        plan = make_plan(choose(request, hardware), request, None)
+        keys = {(spec.row, spec.backbone) for spec in plan.specs}
+        assert any(line.startswith(hint) for line in in_words(plan, plan.specs, dict.fromkeys(keys, measured))) == found
+        assert not any(hint in line for line in in_words(plan, plan.specs, dict.fromkeys(keys, "no answer")))
 
 
 @pytest.mark.skipif(
     subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0,
     reason="needs the right to make a mount namespace (root), for a node that sees other files",
 )
-def test_a_node_that_does_not_share_the_folder_is_named_with_the_fix(bench, squares, tmp_path):
+def test_a_node_that_does_not_share_the_folder_is_named_with_the_fix(bench, started, squares, tmp_path):
     from ray.cluster_utils import Cluster
 
     runs = tmp_path / "runs"
@@ -141,19 +258,17 @@ def test_a_node_that_does_not_share_the_folder_is_named_with_the_fix(bench, squa
     )
     command = ["unshare", "-m", "sh", "-c", script, "-", runs, squares, cluster.address]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    blind = subprocess.Popen(
-        command, env=os.environ | {"PATH": path}, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    blind = started(command, env=os.environ | {"PATH": path}, stdout=subprocess.DEVNULL)
     try:
         with tuning.ray_at(cluster.address):
-            deadline = time.time() + 60
+            deadline = time.time() + 180
             while len(connected_hardware().nodes) < 2:
                 assert blind.poll() is None and time.time() < deadline
                 time.sleep(0.5)
-        done = bench(*WORDS, "--data", squares, "--runs-dir", runs, "--address", cluster.address)
+        done = bench(
+            *WORDS, "--methods", "location_prior", "--data", squares, "--runs-dir", runs, "--address", cluster.address
+        )
     finally:
-        os.killpg(blind.pid, signal.SIGTERM)
-        blind.wait()
         cluster.shutdown()
     assert done.returncode == 2, done.stdout[-2000:]
     assert re.search(

@@ -1,9 +1,10 @@
-"""A real `mlflow server` on a real PostgreSQL, both started here: eight trials at once, and a server that goes away."""
+"""A real `mlflow server`, started here: eight trials at once on a real PostgreSQL, and a server that goes away."""
 
 import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,15 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 DEADLINE = 180  # seconds for a server to answer; MLflow makes its tables first
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not BINARIES, reason="needs PostgreSQL (apt install postgresql)"),
-]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def database(free_port):
+@pytest.fixture
+def postgres(free_port):
     """The URI of an empty PostgreSQL database."""
+    if not BINARIES:
+        pytest.skip("needs PostgreSQL (apt install postgresql)")
     pytest.importorskip("psycopg2", reason="MLflow reaches PostgreSQL through psycopg2-binary")
     # PostgreSQL does not run as root, and its user does not see pytest's folders
     user = {}
@@ -54,7 +54,7 @@ def database(free_port):
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
     finally:
         if server is not None:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # SIGTERM waits for those who are connected
             server.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -82,7 +82,7 @@ class Server:
 
     def stop(self):
         if self.process is not None:
-            os.killpg(self.process.pid, 15)
+            os.killpg(self.process.pid, signal.SIGKILL)  # asked, it would first answer whoever is waiting
             self.process.wait(timeout=60)
             self.process = None
 
@@ -95,11 +95,18 @@ def wait_until(true, process):
 
 
 @pytest.fixture
-def server(database, free_port, tmp_path):
-    found = Server(database, tmp_path / "artifacts", free_port())
-    found.start()
-    yield found
-    found.stop()
+def serve(free_port, tmp_path):
+    """serve(database) -> a server on it that answers."""
+    servers = []
+
+    def begin(database):
+        servers.append(Server(database, tmp_path / "artifacts", free_port()))
+        servers[-1].start()
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()
 
 
 def curves_in_mlflow(uri, run_dir, names):
@@ -114,8 +121,9 @@ def command(words, data, runs):
     return [sys.executable, "-m", "bench", *map(str, words)]
 
 
-def test_eight_trials_at_once_lose_nothing(server, squares, curves_in_folder, tmp_path):
+def test_eight_trials_at_once_lose_nothing(serve, postgres, squares, curves_in_folder, tmp_path):
     """Eight commands of one trial each, at once, whatever the number of cores."""
+    server = serve(postgres)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = ["--methods", "boltzformer", "--executor", "local", "--tracking-uri", server.uri, "--seeds"]
     running = [
@@ -138,16 +146,52 @@ def test_eight_trials_at_once_lose_nothing(server, squares, curves_in_folder, tm
         assert curves_in_mlflow(server.uri, run_dir, curves) == curves
 
 
+@pytest.fixture
+def begun(serve, squares, tmp_path):
+    """begun(words) -> (server, a command that trains with it and has a checkpoint, its words and environment)."""
+    running = []
+
+    def begin(*more):
+        server = serve(f"sqlite:///{tmp_path / 'server.db'}")
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
+        words = ["--methods", "boltzformer,location_prior", "--executor", "local", *more]
+        words = command(words, squares, tmp_path / "runs")
+        running.append(
+            subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+        wait_until(lambda: any(tmp_path.glob("runs/*/boltzformer-*/resume-*.pt")), running[-1])
+        return server, running[-1], words, environment
+
+    yield begin
+    for process in running:
+        process.kill()
+
+
+def assert_all_arrived(server, run_dir, curves):
+    assert len(curves) == 5
+    assert curves_in_mlflow(server.uri, run_dir, curves) == curves
+
+
 @pytest.mark.fault
-def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(server, squares, curves_in_folder, tmp_path):
+def test_a_server_that_comes_back_while_trials_run_has_everything(begun, curves_in_folder, tmp_path):
+    server, running, *_ = begun("--set", "steps=60", "--set", "patience=1000")
+    server.stop()
+    history = next(tmp_path.glob("runs/*/boltzformer-*")) / "history.jsonl"
+    before = len(history.read_text().splitlines())
+    wait_until(lambda: len(history.read_text().splitlines()) > before + 1, running)
+    running.send_signal(signal.SIGSTOP)  # a server takes longer to begin than these trials to end
+    server.start()
+    running.send_signal(signal.SIGCONT)
+    assert running.poll() is None
+    output = running.communicate(timeout=300)[0]
+    assert running.returncode == 0, output[-2000:]
+    assert_all_arrived(server, history.parent, curves_in_folder(history.parent))
+
+
+@pytest.mark.fault
+def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(begun, curves_in_folder, tmp_path):
     """Away from the first steps on, and back before the suite is asked for again."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
-    words = command(["--methods", "boltzformer,location_prior", "--executor", "local"], squares, tmp_path / "runs")
-    running = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.time() + DEADLINE
-    while not any(tmp_path.glob("runs/*/boltzformer-*/resume-*.pt")):
-        assert running.poll() is None and time.time() < deadline
-        time.sleep(0.02)
+    server, running, words, environment = begun()
     server.stop()
     output = running.communicate(timeout=300)[0]
     assert running.returncode == 0, output[-2000:]
@@ -156,6 +200,4 @@ def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(server,
     server.start()
     again = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "0 of 2 trials to run" in again.stdout, again.stdout + again.stderr
-    curves = curves_in_folder(run_dir)
-    assert len(curves) == 5
-    assert curves_in_mlflow(server.uri, run_dir, curves) == curves
+    assert_all_arrived(server, run_dir, curves_in_folder(run_dir))

@@ -4,9 +4,6 @@ run at a time.
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -172,25 +169,6 @@ def test_a_folder_of_another_comparison_is_refused(request_of, tmp_path, fast, f
         with pytest.raises(UserError, match=f"suite.json has {field} 'other'.*--name, or remove"):
             act(request_of(), console())
     assert driver.run(request_of(name="elsewhere"), console()) == 0
-
-
-@pytest.mark.fault
-def test_a_second_run_on_the_folder_is_refused_with_the_pid_of_the_first(tmp_path):
-    code = "import sys, time; from pathlib import Path; from bench.run import locked\n"
-    code += "with locked(Path(sys.argv[1])):\n  print('held', flush=True); time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert holder.stdout.readline().strip() == "held"
-        with pytest.raises(UserError, match=f"process {holder.pid}"), driver.locked(tmp_path):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-    with driver.locked(tmp_path):  # a dead holder holds nothing
-        assert (tmp_path / "lock").read_text().strip() == str(os.getpid())
 
 
 def test_a_dry_run_prints_everything_and_writes_nothing(request_of, tmp_path):

@@ -57,7 +57,7 @@ def cluster_of(folder, hidden=(), head_cores=1):
     )
     try:
         with tuning.ray_at(cluster.address):
-            deadline = time.time() + 60
+            deadline = time.time() + 180
             while sum(node["Alive"] for node in ray.nodes()) < 2:
                 assert second.poll() is None and time.time() < deadline
                 time.sleep(0.5)
@@ -152,7 +152,7 @@ def test_a_search_on_nodes_without_a_shared_folder(bench, storage, squares, tmp_
 
 @pytest.mark.fault
 @pytest.mark.slow
-def test_a_trial_whose_node_is_lost_goes_on_from_the_storage(bench, storage, tmp_path):
+def test_a_trial_whose_node_is_lost_goes_on_from_the_storage(bench, started, storage, tmp_path):
     url, _ = storage("file")
     runs, place = tmp_path / "runs", Path(url.removeprefix("file://"))
     runs.mkdir()
@@ -160,7 +160,7 @@ def test_a_trial_whose_node_is_lost_goes_on_from_the_storage(bench, storage, tmp
     words = [*SUITE, "--methods", "boltzformer", "--storage", url]
     with cluster_of(tmp_path, hidden=[runs], head_cores=0) as (cluster, second):
         command = [sys.executable, "-m", "bench", *words, "--address", cluster.address, "--runs-dir", str(runs)]
-        running = subprocess.Popen(
+        running = started(
             command,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -175,7 +175,7 @@ def test_a_trial_whose_node_is_lost_goes_on_from_the_storage(bench, storage, tmp
         lose(second)
         shutil.rmtree(tmp_path / "second")
         cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"TMPDIR": str(tmp_path / "head")})
-        output = running.communicate(timeout=180)[0]
+        output = running.communicate(timeout=300)[0]
         assert running.returncode == 0, output[-2000:]
     (run_dir,) = runs.glob("two/boltzformer-*")
     assert re.search(r"goes on from step \d+", (run_dir / "output.log").read_text())
@@ -189,11 +189,11 @@ def test_a_trial_whose_node_is_lost_goes_on_from_the_storage(bench, storage, tmp
 
 
 @pytest.mark.slow
-def test_a_stopped_suite_goes_on_on_another_machine(bench, storage, squares, tmp_path):
+def test_a_stopped_suite_goes_on_on_another_machine(bench, started, storage, squares, tmp_path):
     url, _ = storage("file")
     words = [*SUITE, "--methods", "boltzformer", "--data", str(squares), "--executor", "local", "--storage", url]
     command = [sys.executable, "-m", "bench", *words, "--runs-dir", str(tmp_path / "one")]
-    running = subprocess.Popen(
+    running = started(
         command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
     )
     place = Path(url.removeprefix("file://"))

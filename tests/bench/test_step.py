@@ -178,6 +178,7 @@ def copied(state):
     }
 
 
+@pytest.mark.fault
 def test_a_loss_that_is_not_finite_leaves_the_batch_that_gives_it_again(toy, tmp_path):
     """A learning rate that no training survives; the trial beside it goes on."""
     splits = make_splits([load_dataset(toy)])
@@ -259,6 +260,7 @@ print(json.dumps([whole, half, limited, points, failure]))
 """
 
 
+@pytest.mark.fault
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_a_step_out_of_memory_is_done_again_in_halves(tmp_path):
     """Under a real limit between what the whole batch and what its halves take."""
@@ -268,7 +270,7 @@ def test_a_step_out_of_memory_is_done_again_in_halves(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert outcome.returncode == 0, outcome.stderr[-2000:]
     *said, numbers = outcome.stdout.splitlines()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -61,15 +62,52 @@ def test_ray_and_the_local_loop_write_the_same_records(suite, tmp_path):
         assert len(tables[0]) == 4
 
 
+def meet(patience, spec, suite_dir, run_dir, tracker, spread, micro_batch=None):
+    """A trial's work: it says when it has begun, and ends when another has begun too, or after `patience` seconds."""
+    began = time.time()
+    (suite_dir / f"begun-{spec.seed}").touch()
+    while len(list(suite_dir.glob("begun-*"))) < 2 and time.time() < began + patience:
+        time.sleep(0.05)
+    return {"began": began, "ended": time.time(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+@pytest.mark.parametrize("gpus", [0.5, 1.0])
+def test_trials_share_a_gpu_as_far_as_the_profile_says(suite, gpus):
+    """A GPU that Ray alone believes in."""
+    folder, specs = suite
+    profile = PROFILE.model_copy(update={"gpus_per_trial": gpus, "memory_gib_per_trial": 0})
+    together = gpus == 0.5
+    work = partial(meet, 120 if together else 5)  # seconds; the first of two that are together waits for the other
+    tuning.run_trials(specs, folder, profile, Hardware(2, 8.0, ("A",)), work=work)
+    states = [run_state(folder / spec.run_id) for spec in specs]
+    assert [state["state"] for state in states] == ["finished"] * 2, states
+    first, second = sorted((state["fit"] for state in states), key=lambda fit: fit["began"])
+    assert [first["gpus"], second["gpus"]] == ["0", "0"]
+    assert (second["began"] < first["ended"]) == together
+    assert (first["ended"] - first["began"] < 120) if together else (first["ended"] - first["began"] >= 5)
+
+
+def until(holds, seconds, otherwise):
+    """Waits until `holds()`."""
+    deadline = time.time() + seconds
+    while not holds():
+        assert time.time() < deadline, otherwise
+        time.sleep(0.05)
+
+
 def work(share):
     """Each item says that it has begun, waits for another's beginning, and fails if it is called "broken"."""
     for item in share:
+        (item["begun"].parent / f"{item['name']} process").write_text(str(os.getpid()))
         item["begun"].touch()
-        deadline = time.time() + 60
-        while not item["after"].exists():
-            if time.time() > deadline:
-                raise TimeoutError(f"{item['name']} waited for {item['after'].name} in vain")
-            time.sleep(0.05)
+        deadline = time.time() + 180
+        try:
+            while not item["after"].exists():
+                if time.time() > deadline:
+                    raise TimeoutError(f"{item['name']} waited for {item['after'].name} in vain")
+                time.sleep(0.05)
+        finally:
+            (item["begun"].parent / f"{item['name']} waits no more").touch()
         if item["name"] == "broken":
             raise UserError("mend it")
         (item["begun"].parent / f"{item['name']} ended").touch()
@@ -95,24 +133,24 @@ def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp
         assert [len(event["share"]) for event in events] == [1, 1, 1]
         with pytest.raises(UserError, match=r"^mend it$"):
             list(tuning._spread({"cpu": 1}, work, items(("long", "never"), ("broken", "long"))))
-        time.sleep(15)  # to be ended in; on a busy machine that takes a while
-        (tmp_path / "never").touch()
-        time.sleep(1)
-        assert not (tmp_path / "long ended").exists(), "the error of one part ends the others"
+        # by an interrupt, or with its process
+        process, told = int((tmp_path / "long process").read_text()), tmp_path / "long waits no more"
+        until(lambda: told.exists() or not alive(process), 120, "the error of one part ends the others")
+        assert not (tmp_path / "long ended").exists()
     assert subprocess.run(["false"]).returncode == 1, "this process can still read exit codes"
 
 
 def deaf(share):
     """Has three events that nobody reads, and hears no interrupt."""
     (item,) = share
+    (item["folder"] / "process").write_text(str(os.getpid()))
     for number in range(4):
         yield {"event": number}
     (item["folder"] / "begun").touch()
-    deadline = time.time() + 60
-    while time.time() < deadline and not (item["folder"] / "never").exists():
+    deadline = time.time() + 180
+    while time.time() < deadline:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(0.05)
-    (item["folder"] / "ended").touch()
 
 
 def test_a_part_that_has_unread_events_and_hears_nothing_is_ended_by_force(tmp_path, monkeypatch):
@@ -120,13 +158,11 @@ def test_a_part_that_has_unread_events_and_hears_nothing_is_ended_by_force(tmp_p
     with tuning._ray(TWO_CORES, cpus=1):
         events = tuning._spread({"cpu": 1}, deaf, [{"folder": tmp_path}])
         assert next(events) == {"event": 0}
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.05)
+        until((tmp_path / "begun").exists, 120, "it does not begin")
+        process = int((tmp_path / "process").read_text())
+        assert alive(process)
         events.close()
-        time.sleep(5)  # to be killed in; on a busy machine that takes a while
-        (tmp_path / "never").touch()
-        time.sleep(1)
-        assert not (tmp_path / "ended").exists()
+        until(lambda: not alive(process), 60, "it lives on")
 
 
 EXPERTS = NnunetBudget(epochs=2, iterations_per_epoch=60, batch_size=4, patch_size=32, features=(8, 16, 16))
@@ -215,24 +251,20 @@ def test_a_failed_expert_is_named_with_its_log_and_the_finished_one_is_kept(toy,
 
 @pytest.mark.fault
 @pytest.mark.slow
-def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, tmp_path):
+def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, started, tmp_path):
     folder = tmp_path / "suite"
     (spec,) = nnunet_suite(toy, folder)
     run_dir = folder / spec.run_id
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), spec.model_dump_json(), "1"],
+    driver = started(
+        [sys.executable, "-c", DRIVER, folder, spec.model_dump_json(), "1"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    deadline = time.time() + 240
-    while not experts_in(run_dir):
-        assert time.time() < deadline and driver.poll() is None
-        time.sleep(0.05)
+    until(lambda: experts_in(run_dir) or driver.poll() is not None, 240, "no expert ends")
+    assert driver.poll() is None
     below = descendants(driver.pid)
     driver.kill()
     driver.wait()
-    while any(alive(pid) for pid in below):
-        assert time.time() < deadline, "processes of Ray or nnU-Net outlive the driver"
-        time.sleep(0.2)
+    until(lambda: not any(map(alive, below)), 120, "processes of Ray or nnU-Net outlive the driver")
     kept = experts_in(run_dir)
     # usually one; the second may just have ended before its process noticed
     # "failed" where the trial still saw its experts go before it went itself, "interrupted" where Ray ended it: all of
@@ -264,14 +296,14 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.fault
-def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, squares):
+def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, started, squares):
     folder, (spec, _) = suite
     # the worker waits for ever on a splits.json that is a pipe nobody writes to
     (folder / "splits.json").unlink()
     os.mkfifo(folder / "splits.json")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), spec.model_dump_json(), "2"],
+    driver = started(
+        [sys.executable, "-c", DRIVER, folder, spec.model_dump_json(), "2"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -280,20 +312,15 @@ def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, squares):
         # tests that run in the background of a shell inherit "ignore SIGINT", and so would the driver
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.time() + 120
-    while run_state(folder / spec.run_id)["state"] != "running" and driver.poll() is None:
-        assert time.time() < deadline
-        time.sleep(0.2)
+    began = lambda: run_state(folder / spec.run_id)["state"] == "running"  # noqa: E731
+    until(lambda: began() or driver.poll() is not None, 120, "the trial does not begin")
     workers = descendants(driver.pid)
     assert workers
     driver.send_signal(signal.SIGINT)
     output = driver.communicate(timeout=60)[0]
     assert output.strip() == "stopped", output
     assert run_state(folder / spec.run_id)["state"] == "interrupted"
-    deadline = time.time() + 30
-    while any(alive(pid) for pid in workers):
-        assert time.time() < deadline, "processes of Ray outlive Ctrl-C"
-        time.sleep(0.2)
+    until(lambda: not any(map(alive, workers)), 30, "processes of Ray outlive Ctrl-C")
 
 
 def descendants(pid):

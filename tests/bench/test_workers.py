@@ -159,6 +159,7 @@ except FloatingPointError as error:
 """
 
 
+@pytest.mark.fault
 def test_the_fault_of_one_is_that_of_both(free_port, tmp_path, monkeypatch):
     monkeypatch.setenv("TESTS", str(Path(__file__).parent))
     outcomes = both(FAULTS, tmp_path, free_port())

@@ -1,7 +1,6 @@
 """The files of cluster/ are what the programs that read them take: by their own schemas, parsers and dry runs.
 
-slurm.sh is run by test_slurm.py, the others were not run on a cluster here. KubeRay's own fields are compared with the
-names in its Go types (v1).
+slurm.sh is run by test_slurm.py, the others were not run on a cluster here; kuberay.yaml has test_kuberay.py.
 """
 
 import re
@@ -52,29 +51,6 @@ def test_shellcheck_finds_nothing_in_the_slurm_script():
         ["shellcheck", "--exclude=SC1091", FOLDER / "slurm.sh"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-
-
-JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "rayClusterSpec"}
-CLUSTER = {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
-WORKERS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-
-
-def test_the_kuberay_manifest_has_the_fields_of_its_types():
-    job = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert set(job["spec"]) <= JOB
-    cluster = job["spec"]["rayClusterSpec"]
-    assert set(cluster) <= CLUSTER
-    assert set(cluster["headGroupSpec"]) <= {"rayStartParams", "template"}
-    (workers,) = cluster["workerGroupSpecs"]
-    assert set(workers) <= WORKERS
-    pods = [cluster["headGroupSpec"]["template"]["spec"], workers["template"]["spec"]]
-    for pod in pods:
-        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in pod["volumes"]}
-    (worker,) = pods[1]["containers"]
-    assert workers["replicas"] * int(worker["resources"]["limits"]["nvidia.com/gpu"]) == 32
-    assert all(isinstance(value, str) for value in cluster["headGroupSpec"]["rayStartParams"].values())
 
 
 def test_the_commands_in_the_files_are_commands(bench):

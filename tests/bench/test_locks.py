@@ -1,0 +1,72 @@
+"""Locks of suite and trial folders, held by real processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import locks
+from bench.atomic import write_text
+from bench.errors import UserError
+from bench.locks import alone_in, locked
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """holder(name, seconds) -> a process that holds tmp_path by that function of `bench.locks`."""
+    processes = []
+
+    def hold(name, seconds):
+        code = f"import sys, time; from pathlib import Path; from bench.locks import {name}\n"
+        code += f"with {name}(Path(sys.argv[1])):\n  print('held', flush=True); time.sleep({seconds})"
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        assert processes[-1].stdout.readline().strip() == "held"
+        return processes[-1]
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_holder_of_a_suite_is_told_of_the_first(holder, tmp_path):
+    first = holder("locked", 60)
+    words = f"in use by `bench run` of process {first.pid} on {socket.gethostname()}: wait"
+    with pytest.raises(UserError, match=words), locked(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+    with locked(tmp_path):  # a dead holder holds nothing
+        assert (tmp_path / "lock").read_text().split()[0] == str(os.getpid())
+
+
+def test_a_trial_waits_for_the_process_that_still_works_on_it(holder, tmp_path):
+    first = holder("alone_in", 1.5)
+    with alone_in(tmp_path):
+        assert first.wait(10) == 0
+
+
+def test_a_process_that_does_not_end_is_told(holder, tmp_path, monkeypatch):
+    holder("alone_in", 60)
+    monkeypatch.setattr(locks, "PATIENCE", 0.5)
+    with pytest.raises(UserError, match=r"another process works in .* and does not end"), alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("hold", [locked, alone_in])
+def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(hold, tmp_path):
+    write_text(tmp_path / "status.json", "{}")
+    (tmp_path / ".status.json.4321-8765.tmp").write_text("{")
+    (tmp_path / ".exchange.json").write_text("{}")
+    if hold is locked:
+        (tmp_path / ".tune-x" / "trial").mkdir(parents=True)
+    with hold(tmp_path):
+        names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".exchange.json", "lock", "status.json"]

@@ -114,12 +114,14 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
         Column("claim", "Claim"),
         Column("paper", "Paper", 1),
         Column("where", "On"),
-        Column("ours", "Ours", 1),
+        Column("ours", "Ours", 2),
         Column("interval", "95% interval"),
         Column("cases", "Patients", 0),
         Column("seeds", "Seeds", 0),
         Column("verdict", "Verdict"),
     )
+    if not claims:
+        raise UserError(f"no archive in {ARCHIVES}: make one with `bench archive NAME {ARCHIVES}/PART`")
     lines = pd.concat([frame.assign(where=where) for where, frame in claims.items()], ignore_index=True)
     run = lines["verdict"] != "not run"
     missing = lines[~lines["claim"].isin(lines.loc[run, "claim"])].drop_duplicates("claim").assign(where="-")
@@ -127,7 +129,7 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
     kept = pd.concat([lines[run], missing]).sort_values("claim", key=lambda names: names.map(order), kind="stable")
     kept["claim"] = kept["claim"] + kept["unit"].map(lambda unit: "" if unit == "points" else f" ({unit})")
     kept["interval"] = [
-        "-" if pd.isna(line.low) else f"{line.low:.1f} to {line.high:.1f}" for line in kept.itertuples()
+        "-" if pd.isna(line.low) else f"{line.low:.2f} to {line.high:.2f}" for line in kept.itertuples()
     ]
     kept = kept.reset_index(drop=True)
     # a claim and the paper's number stand once

@@ -61,7 +61,7 @@ def test_numbers_tables_and_figures_are_those_of_the_report(root, tmp_path):
 
 def test_the_ledger_is_that_of_the_report(root):
     text = texts_of(make_page(root))["docs/results.md"]
-    assert re.search(r"\| BoltzFormer is better than SEEM \(text\) \| 2\.3 \| a toy \| -?\d+\.\d \|", text)
+    assert re.search(r"\| BoltzFormer is better than SEEM \(text\) \| 2\.3 \| a toy \| -?\d+\.\d\d \|", text)
     assert "| The text-conditioned prior helps | 1.4 | - | - | - | - | - | not run |" in text
 
 
@@ -90,10 +90,10 @@ def test_ledgers_of_several_reports_are_one_table():
     ]
     frames = {"CT": pd.DataFrame(first, columns=columns), "phantom": pd.DataFrame(second, columns=columns)}
     assert ledger(frames).splitlines()[2:] == [
-        "| A is better | 6.8 | CT | 1.5 | 0.9 to 2.2 | 82 | 3 | supported |",
-        "|  |  | phantom | -2.0 | -3.0 to -1.0 | 60 | 2 | contradicted |",
-        "| Cheaper (x) | 10.0 | CT | 61.0 | - | - | - | supported |",
-        "| B helps | 1.0 | phantom | 3.0 | 2.0 to 4.0 | 60 | 2 | supported |",
+        "| A is better | 6.8 | CT | 1.50 | 0.90 to 2.20 | 82 | 3 | supported |",
+        "|  |  | phantom | -2.00 | -3.00 to -1.00 | 60 | 2 | contradicted |",
+        "| Cheaper (x) | 10.0 | CT | 61.00 | - | - | - | supported |",
+        "| B helps | 1.0 | phantom | 3.00 | 2.00 to 4.00 | 60 | 2 | supported |",
         "| C helps | 2.0 | - | - | - | - | - | not run |",
     ]
 

@@ -29,8 +29,10 @@ PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned":
         (-3, -5, -1.5, "no less", "contradicted"),
         (0, -4, 4, "no less", "undecided: some 1,600 patients would decide"),
         (5, 4, 6, "share", "contradicted"),
-        (1.5, 1.2, 2, "share", "supported"),
+        (1.6, 1.2, 2, "share", "undecided: some 400 patients would decide"),
+        (0.9, 0, 1.8, "share", "undecided: some 330 patients would decide"),  # 324
         (0.2, 0, 0.5, "share", "supported"),
+        (0, 0, 0, "share", "supported"),
     ],
 )
 def test_the_rule(effect, low, high, rule, expected):
@@ -78,7 +80,7 @@ def test_a_few_patients_decide_nothing():
 
 @pytest.mark.parametrize("rule", ["more", "no less", "share"])
 def test_models_that_have_learned_nothing_decide_nothing(rule):
-    assert verdict(Measured(Effect(0, 0, 0, 0), 100, 0.2), rule) == "undecided: trained too little, Dice 0.2 at best"
+    assert verdict(Measured(Effect(0, 0, 0, 0), 100, 0.2), rule) == "undecided: trained too little, to a Dice of 0.2"
 
 
 @pytest.fixture
@@ -139,6 +141,22 @@ def test_ablations_beside_the_suite_are_found(suite, build, tmp_path):
     assert len(related(load_suite(suite))) == 1
 
 
+def test_full_attention_of_a_main_suite_is_that_of_the_ablation(build, tmp_path):
+    methods = {"boltzformer": "BoltzFormer", "full_attention": "Full attention"}
+    lines = lines_of(claims_table([load_suite(build.suite(tmp_path, size=48, patients=8, methods=methods))]))
+    line = lines.loc["Boltzmann sampling is better than full attention"]
+    assert line["verdict"] in ("supported", "contradicted") and line["cases"] == 3 * 8
+    assert lines.loc["Boltzmann sampling is better than a threshold", "verdict"] == "not run"
+
+
+def test_claims_of_small_objects_are_the_paired_differences_of_their_group(suite):
+    lines = lines_of(claims_table([load_suite(suite)]))
+    paired = pd.read_csv(build_report(suite).tables["differences.csv"]).set_index("label").loc["SEEM+Hiera-XT"]
+    small = lines.loc["Better than SEEM (text) on small objects"]
+    assert (small["ours"], small["low"]) == pytest.approx((-paired["small"], -paired["small_high"]))
+    assert lines.loc["Better than SEEM (text) on large objects", "ours"] != pytest.approx(small["ours"])
+
+
 def test_operations_come_from_the_profile(suite):
     assert fewer_operations(suite / "nothing.csv") is None
     rows = [("plain", 17.5), ("gathered", 0.3), ("auto", 0.35)]
@@ -156,7 +174,10 @@ def test_operations_come_from_the_profile(suite):
 
 
 def test_claims_of_the_paper_have_its_numbers():
-    assert all(np.isfinite(claim.paper) and claim.paper > 0 for claim in CLAIMS)
+    assert all(claim.paper is None or claim.paper > -1e-9 for claim in CLAIMS)
+    assert [claim.text for claim in CLAIMS if claim.paper is None] == ["Annealing is better than one temperature"]
     by_text = {claim.text: claim.paper for claim in CLAIMS}
     assert by_text["BoltzFormer is better than SEEM (text)"] == pytest.approx(73.8 - 71.5)
+    assert by_text["Better than SAM 2 (text) on small objects"] == pytest.approx(71.4 - 62.1)
+    assert by_text["Better than SEEM (text) on large objects"] == pytest.approx(87.5 - 87.1)
     assert by_text["It gains more over SEEM on small objects than on large"] == pytest.approx(2.5 - 0.4)

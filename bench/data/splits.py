@@ -83,8 +83,15 @@ def fingerprint(file: Path) -> str:
 def make_splits(datasets: Sequence[Dataset], seed: int = 0, val_fraction: float = 0.2) -> Splits:
     """Holds out `val_fraction` of each data set's training patients for validation; test is as published.
 
-    Raises UserError where a data set has too few patients to hold one out.
+    Raises UserError where a data set has too few patients to hold one out, and where generated data sets are to be
+    averaged with real ones.
     """
+    generated = sorted(d.name for d in datasets if d.phantom)
+    if 0 < len(generated) < len(datasets):
+        raise UserError(
+            f"{', '.join(generated)} holds generated images and the other data sets real ones, which no average may "
+            "mix: run them apart"
+        )
     train: list[Sample] = []
     val: list[Sample] = []
     test: list[Sample] = []
@@ -97,8 +104,7 @@ def make_splits(datasets: Sequence[Dataset], seed: int = 0, val_fraction: float 
         val += [s for s in dataset.train if s.patient in chosen]
         test += dataset.test
     roots = {d.name: d.root for d in sorted(datasets, key=lambda d: d.name)}
-    phantom = any(d.phantom for d in datasets)
-    return Splits(tuple(train), tuple(val), tuple(test), roots, phantom, seed, val_fraction)
+    return Splits(tuple(train), tuple(val), tuple(test), roots, bool(generated), seed, val_fraction)
 
 
 def draw_patients(patients: Sequence[str], dataset: str, share: float, seed: int) -> set[str]:

@@ -31,6 +31,14 @@ def test_seed_changes_validation_only(toy):
     assert {make_splits([dataset], seed=seed).test for seed in range(3)} == {dataset.test}
 
 
+def test_generated_and_real_images_are_not_put_together(toy):
+    real = load_dataset(toy)
+    generated = replace(real, name="made", phantom=True)
+    with pytest.raises(UserError, match="made holds generated images and the other data sets real ones"):
+        make_splits([real, generated])
+    assert make_splits([generated]).phantom and not make_splits([real]).phantom
+
+
 def test_hash_follows_the_content(toy):
     first = make_splits([load_dataset(toy)])
     assert first.hash == make_splits([load_dataset(toy)]).hash

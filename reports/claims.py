@@ -209,9 +209,10 @@ def verdict(found: Measured, rule: str) -> str:
     if found.dice < LEARNED:
         return f"undecided: trained too little, to a Dice of {found.dice:.1f}"
     bound = {"more": 0.0, "no less": -MARGIN, "share": MISSES}[rule]
-    above, below = effect.low > bound, effect.high <= bound if rule == "share" else effect.high < bound
-    if above or below:
-        return "supported" if above != (rule == "share") else "contradicted"
+    if effect.high <= bound if rule == "share" else effect.low > bound:
+        return "supported"
+    if effect.low > bound if rule == "share" else effect.high < bound:
+        return "contradicted"
     return f"undecided: {_needed(found, bound)}"
 
 

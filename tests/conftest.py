@@ -87,6 +87,21 @@ def made_once(tmp_path_factory):
     return find
 
 
+@pytest.fixture(scope="session")
+def curves_in_folder():
+    """curves_in_folder(run folder) -> {name: [(step, value), ...]}, all that its history.jsonl holds."""
+
+    def read(run_dir):
+        found = {}
+        for line in (run_dir / "history.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            for name in row.keys() - {"step", "time"}:
+                found.setdefault(name, []).append((row["step"], row[name]))
+        return {name: sorted(points) for name, points in found.items()}
+
+    return read
+
+
 def write_layout(root: Path, split: str, items: list[tuple[str, str, np.ndarray, dict[str, np.ndarray]]]) -> None:
     """One side of a data set: (image stem, patient, image (H, W) uint8, {object: mask (H, W) bool}) each."""
     (root / split).mkdir(parents=True)

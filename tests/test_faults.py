@@ -84,7 +84,7 @@ def is_alive(process):
         return False
 
 
-def assert_equal_runs(runs, others):
+def assert_equal_runs(runs, others, curves_in_folder):
     """Two folders of runs hold the same trials with the same curves, weights, records and masks; the first has them in
     its MLflow, each point once.
     """
@@ -99,11 +99,11 @@ def assert_equal_runs(runs, others):
             tables = [pd.read_parquet(run / name).drop(columns="seconds", errors="ignore") for run in (one, other)]
             pd.testing.assert_frame_equal(*tables, check_exact=True)
         assert not list(one.glob("resume*")) and not list(one.glob("nnunet/scratch-*")) and not list(one.glob(".*.tmp"))
-    assert_in_mlflow_once(runs)
+    assert_in_mlflow_once(runs, curves_in_folder)
 
 
-def assert_in_mlflow_once(runs):
-    """One MLflow run for each trial, with the points of its history.jsonl and no others."""
+def assert_in_mlflow_once(runs, curves_in_folder):
+    """One MLflow run for each trial, with each point of its history.jsonl once."""
     # a copy of its own: MLflow keeps a file open that may since have been removed and made anew
     copy = shutil.copyfile(runs / "mlflow.db", runs.parent / f"mlflow-{time.time_ns()}.db")
     client = tracking.client(f"sqlite:///{copy}")
@@ -112,13 +112,9 @@ def assert_in_mlflow_once(runs):
     assert len(set(keys)) == len(keys), keys
     for run_dir in runs.glob("*/*-seed*"):
         run_id = run_state(run_dir)["in_mlflow"]
-        expected = {}
-        for row in map(json.loads, (run_dir / "history.jsonl").read_text().splitlines()):
-            for name in row.keys() - {"step", "time"}:
-                expected.setdefault(name, []).append((row["step"], row[name]))
-        for name, points in expected.items():
+        for name, points in curves_in_folder(run_dir).items():
             history = [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
-            assert sorted(history) == sorted(points), (run_dir, name)
+            assert sorted(history) == points, (run_dir, name)
 
 
 def same_bits(first, second):
@@ -148,7 +144,7 @@ def whole(bench, made_once):
 
 
 @pytest.fixture
-def suite(bench, datasets, whole, tmp_path):
+def suite(bench, datasets, whole, curves_in_folder, tmp_path):
     """suite(methods, executor, data): the command that runs the smoke suite into killed/, and
     `ends_as_if_left_alone()`, which gives it again and returns the trials' output.log.
     """
@@ -159,7 +155,7 @@ def suite(bench, datasets, whole, tmp_path):
         def ends_as_if_left_alone():
             outcome = bench(*words, executor, "--runs-dir", tmp_path / "killed", OMP_NUM_THREADS="1")
             assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
-            assert_equal_runs(tmp_path / "killed", whole((*words, "local")))
+            assert_equal_runs(tmp_path / "killed", whole((*words, "local")), curves_in_folder)
             return "".join(file.read_text() for file in tmp_path.glob("killed/*/*/output.log"))
 
         return [sys.executable, "-m", "bench", *words, executor, "--runs-dir", "killed"], ends_as_if_left_alone
@@ -182,7 +178,7 @@ def test_the_killed_command_goes_on_from_its_checkpoint(suite, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
-def test_killed_at_twenty_random_moments_it_ends_the_same(half, suite, tmp_path):
+def test_killed_at_twenty_random_moments_it_ends_the_same(half, suite, curves_in_folder, tmp_path):
     """Four before its trial begins, sixteen between there and the end of the process: one in each part of that time."""
     command, ends_as_if_left_alone = suite(more=CHECKPOINTS)
 
@@ -215,7 +211,7 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(half, suite, tmp_path)
             assert running.wait(seconds) == 0
             # it has ended before: it went on from so late, or the machine is quicker now. Again from the beginning
             after = min(after, time.time() - began) if fresh and part >= 4 else after
-            assert_equal_runs(tmp_path / "killed", tmp_path / "timed")
+            assert_equal_runs(tmp_path / "killed", tmp_path / "timed", curves_in_folder)
             shutil.rmtree(tmp_path / "killed")
             continue
         kill_group(running)

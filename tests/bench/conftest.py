@@ -1,16 +1,19 @@
-"""Fixtures of the tests that look into MLflow, and of those that start processes."""
+"""Fixtures of the tests that look into MLflow or at remote places, and of those that start processes."""
 
 import contextlib
-import json
 import socket
 import subprocess
 import sys
+import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from bench.tracking import initialize_store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +26,29 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def curves_in_folder():
-    """curves_in_folder(run folder) -> {name: [(step, value), ...]}, all that its history.jsonl holds."""
+def told_without():
+    """told_without(package, module, call): the UserError of a call of a module's function where `package` is missing.
 
-    def read(run_dir):
-        found = {}
-        for line in (run_dir / "history.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            for name in row.keys() - {"step", "time"}:
-                found.setdefault(name, []).append((row["step"], row[name]))
-        return {name: sorted(points) for name, points in found.items()}
+    In a process of its own: where a test before has used the package, fsspec keeps it.
+    """
 
-    return read
+    def tell(package, module, call):
+        code = f"""
+            import sys
+            from bench.errors import UserError
+            from {module} import {call.partition("(")[0]}
+            sys.modules[{package!r}] = None
+            try:
+                {call}
+            except UserError as error:
+                print(error, end="")
+        """
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return tell
 
 
 @pytest.fixture

@@ -17,23 +17,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(started, tmp_path):
     """holder(name, seconds) -> a process that holds tmp_path by that function of `bench.locks`."""
-    processes = []
 
     def hold(name, seconds):
         code = f"import sys, time; from pathlib import Path; from bench.locks import {name}\n"
         code += f"with {name}(Path(sys.argv[1])):\n  print('held', flush=True); time.sleep({seconds})"
-        command = [sys.executable, "-c", code, str(tmp_path)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-        assert processes[-1].stdout.readline().strip() == "held"
-        return processes[-1]
+        process = started([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout.readline().strip() == "held"
+        return process
 
-    yield hold
-    for process in processes:
-        process.kill()
-        process.wait()
+    return hold
 
 
 def test_a_second_holder_of_a_suite_is_told_of_the_first(holder, tmp_path):

@@ -147,24 +147,19 @@ def test_eight_trials_at_once_lose_nothing(serve, postgres, squares, curves_in_f
 
 
 @pytest.fixture
-def begun(serve, squares, tmp_path):
+def begun(serve, started, squares, tmp_path):
     """begun(words) -> (server, a command that trains with it and has a checkpoint, its words and environment)."""
-    running = []
 
     def begin(*more):
         server = serve(f"sqlite:///{tmp_path / 'server.db'}")
         environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
         words = ["--methods", "boltzformer,location_prior", "--executor", "local", *more]
         words = command(words, squares, tmp_path / "runs")
-        running.append(
-            subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-        wait_until(lambda: any(tmp_path.glob("runs/*/boltzformer-*/resume-*.pt")), running[-1])
-        return server, running[-1], words, environment
+        running = started(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_until(lambda: any(tmp_path.glob("runs/*/boltzformer-*/resume-*.pt")), running)
+        return server, running, words, environment
 
-    yield begin
-    for process in running:
-        process.kill()
+    return begin
 
 
 def assert_all_arrived(server, run_dir, curves):

@@ -2,9 +2,6 @@ import errno
 import json
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import fsspec
@@ -17,8 +14,6 @@ from bench.data.check import check_datasets
 from bench.data.dataset import find_datasets, load_dataset
 from bench.data.storage import is_url, local_folders, mirror
 from bench.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -177,22 +172,9 @@ def test_unusable_urls_are_told(url, message, memory, tmp_path):
 
 
 @pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("abfs", "adlfs")])
-def test_a_missing_package_is_named(protocol, package, tmp_path):
-    url = f"{protocol}://bucket/set"
-    code = f"""
-        import sys
-        from pathlib import Path
-        from bench.data.storage import mirror
-        from bench.errors import UserError
-        sys.modules[{package!r}] = None
-        try:
-            mirror({url!r}, Path({str(tmp_path)!r}))
-        except UserError as error:
-            print(error)
-    """
-    # in a process of its own: where a test before has used the package, fsspec keeps it
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
-    assert re.fullmatch(rf"{url}: .* is missing: pip install {package}\n", done.stdout), done.stderr
+def test_a_missing_package_is_named(protocol, package, told_without):
+    told = told_without(package, "bench.data.storage", f"mirror('{protocol}://bucket/set', None)")
+    assert re.fullmatch(rf"{protocol}://bucket/set: .* is missing: pip install {package}", told)
 
 
 def test_folders_and_file_urls_are_read_where_they_are(toy, tmp_path):

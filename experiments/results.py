@@ -82,7 +82,6 @@ def make_page(root: Path = ROOT) -> Page:
             "ledger": lambda parts: ledger({where: claims(part) for part, where in parts.items()}),
             "side_by_side": lambda parts: side_by_side({where: seeds(part) for part, where in parts.items()}),
             "about": lambda part: about(root / ARCHIVES / part),
-            "runs": lambda part: runs(root / ARCHIVES / part),
             "exists": lambda part: (root / ARCHIVES / part / "suite.json").is_file(),
         }
         page = _rendered(root / PAGE.with_suffix(".md.j2"), tools)
@@ -124,9 +123,11 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
         raise UserError(f"no archive in {ARCHIVES}: make one with `bench archive NAME {ARCHIVES}/PART`")
     lines = pd.concat([frame.assign(where=where) for where, frame in claims.items()], ignore_index=True)
     run = lines["verdict"] != "not run"
+    lines.loc[run & (lines["unit"] == "x"), "where"] = "counted"  # of no data set, and without an error
     missing = lines[~lines["claim"].isin(lines.loc[run, "claim"])].drop_duplicates("claim").assign(where="-")
     order = {claim: place for place, claim in enumerate(lines["claim"].unique())}
     kept = pd.concat([lines[run], missing]).sort_values("claim", key=lambda names: names.map(order), kind="stable")
+    kept = kept.drop_duplicates(["claim", "where"])
     kept["claim"] = kept["claim"] + kept["unit"].map(lambda unit: "" if unit == "points" else f" ({unit})")
     kept["interval"] = [
         "-" if pd.isna(line.low) else f"{line.low:.2f} to {line.high:.2f}" for line in kept.itertuples()
@@ -162,16 +163,6 @@ def about(archive: Path) -> str:
         f"{hours:.1f} hours of trials{' on ' * bool(machines)}{' and '.join(machines)}; archive "
         f"`{archive.relative_to(archive.parents[2])}`."
     )
-
-
-def runs(archive: Path) -> str:
-    """Every run with its id, state, minutes, and the commit that it ran on."""
-    lines = ["| Run | state | minutes | commit |", "| --- | --- | ---: | --- |"]
-    for run in load_suite(archive).runs:
-        git = run.env.get("git") or {}
-        commit = (git.get("commit") or "-")[:10] + (" and changes" if git.get("dirty") else "")
-        lines.append(f"| {run.run_id} | {run.state} | {(run.seconds or 0) / 60:.1f} | {commit} |")
-    return "\n".join(lines)
 
 
 def _rendered(template: Path, tools: Mapping[str, Callable]) -> str:

@@ -9,20 +9,42 @@ import pandas as pd
 
 from bench.fairness import COSTS
 from bench.spec import Ablation
+from experiments.ablations import ABLATIONS
 from experiments.paper import PAPER_DEFAULTS, TABLES_3_TO_8
 from reports.aggregate import score, seed_scores
 from reports.cost import cost_table
 from reports.figures import COLORS, Drawing, drawing_of
-from reports.grid import check_grid
+from reports.grid import Grid, check_grid
+from reports.html import Picture
 from reports.load import SuiteResults
 from reports.significance import paired_tests, patient_means
-from reports.significance_tables import seed_words
+from reports.significance_tables import UNLIKE, seed_words, suite_spread
 from reports.statistics import DRAWS, Spread, cluster_bootstrap, differences
 from reports.strata import ALL, GROUPS, LARGE, SMALL, members
 from reports.tables import Column, Table, highlight
 
 COST_KEYS = ["train_seconds", *COSTS]
 SIZES = {"all": ALL, "small": SMALL, "large": LARGE}
+
+
+def ablation_tables(
+    results: SuiteResults, grid: Grid, by_seed: np.ndarray, paper: bool = True
+) -> list[tuple[Table, Picture | None]]:
+    """A table, and a figure where there is a difference to draw, of every ablation the suite has run.
+
+    by_seed: (S, G, R) of `seed_scores`; paper: with the paper's numbers.
+    """
+    made = []
+    spread = suite_spread(results, grid, by_seed[:, GROUPS.index(ALL)])
+    for name, values in results.ablations.items():
+        ablation, pooled = ABLATIONS[name], None if name in UNLIKE else spread
+        table = ablation_table(ablation, values, results, results.reference or "", pooled, paper)
+        drawing = ablation_figure(ablation, table)
+        caption = "Difference to the profile's own value with its 95% interval."
+        if "paper" in table.frame:
+            caption += " Diamonds: the paper's, at its scale."
+        made.append((table, Picture(table.name, table.title, caption, drawing) if drawing is not None else None))
+    return made
 
 
 def ablation_table(
@@ -37,7 +59,8 @@ def ablation_table(
 
     values: what the table shows -> row of the suite ("boltzformer temperature=0.25"); own: the row of the profile's own
     values ("boltzformer"), which the others are compared with; spread: of a difference over seeds, pooled over the
-    whole suite (`suite_spread`); paper: with the paper's numbers. Gaps are shown as in every table.
+    suite (`suite_spread`), None where each pair has its own; paper: with the paper's numbers. Gaps are shown as in
+    every table.
     """
     part = results.only({*values.values(), own})
     grid = check_grid(part)
@@ -90,9 +113,10 @@ def ablation_table(
         *(Column(key, text, 1, narrow=False) for key, text in COSTS.items()),
     ]
     keys = [key for column in columns for key in (column.key, column.beside) if key]
+    seeds = seed_words(scores, spread is not None)
     caption = (
         "Mean Dice in percent by object size, weighted as in the table by size. Difference: to the profile's own "
-        f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients{seed_words(results, scores)}) "
+        f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients{seeds}) "
         "and p of Wilcoxon's signed-rank test on patients, corrected by Holm over the values of this table; it holds "
         "no choice of seeds."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,25 @@ import pandas as pd
 
 from bench.atomic import write_file
 from bench.errors import UserError
-from experiments.ablations import ABLATIONS
 from experiments.paper import DATASET_LABELS
-from reports.ablation import ablation_figure, ablation_table
+from reports.ablation import ablation_tables
 from reports.aggregate import (
     Scores,
     dataset_average,
     dataset_means,
     object_sizes,
     per_object,
+    record_dice,
     score,
     seed_scores,
 )
 from reports.cases import browser_cases
-from reports.claims import claims_table, fewer_operations, related
+from reports.claims import claims_table, related
 from reports.cost import cost_table
 from reports.curve import curve_table, dice_vs_area
 from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
-from reports.html import Picture, render
+from reports.html import render
 from reports.latex import to_latex
 from reports.load import SuiteResults, load_suite
 from reports.modality import modality_table
@@ -38,10 +39,10 @@ from reports.pictures import draw
 from reports.quality import detection_table, quality_table
 from reports.robustness import prompt_tables
 from reports.significance import patient_means, ranking
-from reports.significance_tables import difference_table, rank_table, seed_table, suite_spread
+from reports.significance_tables import difference_table, rank_table, seed_table
 from reports.statistics import DRAWS, FEW_PATIENTS, Bootstrap, cluster_bootstrap
 from reports.strata import ALL, GROUPS, members
-from reports.tables import Column, Table, highlight, to_csv, to_markdown
+from reports.tables import MISSING, Column, Table, highlight, to_csv, to_markdown
 
 FORMS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 # tables that compare methods with each other
@@ -116,7 +117,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     ]
     if paper:
         tables = [beside_paper(table, results, grid) for table in tables]
-    ablated = ablations(results, by_seed, paper)
+    ablated = ablation_tables(results, grid, by_seed, paper)
     tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
     tables = [
@@ -127,12 +128,12 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     costs = next(table for table in tables if table.name == "cost")
     pictures, notes = draw(results, grid, scores, bootstrap, order, curves, costs)
     pictures += [picture for _, picture in ablated if picture is not None]
-    claims = claims_table(related(results), fewer_operations(results.folder.parent / "profile" / "profile.csv"))
+    claims = claims_table(related(results), results.folder.parent / "profile" / "profile.csv")
     if any(run.origin is None for run in results.runs):  # published rows alone test no claim
         tables.insert(0, claims)
-    runs = replace(run_table(results), notes=origins)
+    tables.append(replace(run_table(results), notes=origins))
     cases = browser_cases(results, grid, scores)
-    page = render(results, [*tables, runs], pictures, caveats(results, grid, scores) + notes, gaps, cases)
+    page = render(results, tables, pictures, caveats(results, grid, scores) + notes, gaps, cases)
     files = {f"{table.name}.{form}": write(table).encode() for table in tables for form, write in FORMS.items()}
     files["dice_vs_area.csv"] = to_csv(curve_table(curves, results.phantom)).encode()
     images = {f"{picture.name}.png": picture.drawing.png for picture in pictures}
@@ -183,7 +184,8 @@ def main_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Boo
     caption = (
         "Mean Dice in percent over the test masks of each data set, and the unweighted mean over data "
         "sets, as in Table 1 of the paper. Best in bold, best on the same backbone underlined. SE: "
-        f"standard error of Avg. over {DRAWS:,} bootstrap draws of patients within data sets. Parameters: "
+        f"standard error of Avg. over {DRAWS:,} bootstrap draws of patients within data sets; it holds no choice of "
+        "seeds, which the table of patients and seeds does. Parameters: "
         "trainable. '-': missing; 'failed': its run failed."
     )
     table = Table(
@@ -212,7 +214,7 @@ def by_size(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootst
         *(Column(row.label, row.label, 1, beside=f"{row.label} SE") for row in grid.rows),
     )
     caption = (
-        "Dice in percent (standard error) by object area in percent of the image, as in Table 2 of the "
+        "Dice in percent (standard error over patients) by object area in percent of the image, as in Table 2 of the "
         "paper: mean per size group on each data set, averaged over data sets weighted by the fraction of "
         "the data set's masks that are in the group. Best in bold. A method with a gap has no average."
     )
@@ -259,37 +261,41 @@ def beside_paper(table: Table, results: SuiteResults, grid: Grid) -> Table:
 
 
 def run_table(results: SuiteResults) -> Table:
-    """Every expected run and what came of it; shown in the HTML only."""
+    """Every expected run and what came of it, with the average of its own records."""
+    own = results.records.assign(dice=record_dice(results.records))
+    means = own.groupby(["method", "backbone", "seed", "dataset"], observed=True)["dice"].mean()
+    averages = means.groupby(level=["method", "backbone", "seed"], observed=True).mean().to_dict()
     frame = pd.DataFrame(
         [
-            (run.run_id, run.state, run.seconds, run.fit.get("images_seen"), run.error or "")
+            {
+                "run": run.run_id,
+                "state": run.state,
+                "average": averages.get((run.method, run.backbone, run.seed)),
+                "seconds": run.seconds,
+                "images_seen": run.fit.get("images_seen"),
+                "commit": commit_of(run.env),
+                "error": run.error or "",
+            }
             for run in results.runs
-        ],
-        columns=["run", "state", "seconds", "images_seen", "error"],
-    )  # fmt: skip
+        ]
+    )
     columns = (
         Column("run", "Run"),
         Column("state", "State"),
+        Column("average", "Avg.", 1),
         Column("seconds", "Seconds", 0),
         Column("images_seen", "Images seen", 0),
-        Column("error", "Error"),
+        Column("commit", "Commit"),
+        Column("error", "Error", narrow=False),
     )
-    return Table("runs", "Runs", "Every run the suite expects.", frame, columns, results.phantom)
+    caption = "Every run the suite expects. Avg.: mean over data sets of the mean Dice of what it has."
+    return Table("runs", "Runs", caption, frame, columns, results.phantom)
 
 
-def ablations(results: SuiteResults, by_seed: np.ndarray, paper: bool) -> list[tuple[Table, Picture | None]]:
-    """A table, and a figure where there is a difference to draw, of every ablation the suite has run."""
-    made = []
-    spread = suite_spread(results, by_seed[:, GROUPS.index(ALL)])
-    for name, values in results.ablations.items():
-        ablation = ABLATIONS[name]
-        table = ablation_table(ablation, values, results, results.reference or "", spread, paper)
-        drawing = ablation_figure(ablation, table)
-        caption = "Difference to the profile's own value with its 95% interval."
-        if "paper" in table.frame:
-            caption += " Diamonds: the paper's, at its scale."
-        made.append((table, Picture(table.name, table.title, caption, drawing) if drawing is not None else None))
-    return made
+def commit_of(env: Mapping[str, Any]) -> str:
+    """Ten digits of the commit that a run was made by, and whether files had been changed since."""
+    git = env.get("git") or {}
+    return (git.get("commit") or MISSING)[:10] + (" and changes" if git.get("dirty") else "")
 
 
 def gap_lines(results: SuiteResults, grid: Grid) -> list[str]:

@@ -27,7 +27,8 @@ from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
 from reports.aggregate import Scores, misses, per_case, per_seed, score, seed_scores
 from reports.grid import Grid, check_grid
 from reports.load import SuiteResults, load_suite
-from reports.significance_tables import suite_spread
+from reports.operations import RULE, operation_lines
+from reports.significance_tables import UNLIKE, suite_spread
 from reports.statistics import FEW_PATIENTS, Bootstrap, Effect, cluster_bootstrap, effect_of, half_width
 from reports.strata import ALL, GROUPS, LARGE, SMALL, Group, members
 from reports.tables import Column, Table
@@ -130,9 +131,9 @@ class Scored:
     by_seed: np.ndarray
 
 
-def claims_table(suites: Sequence[SuiteResults], operations: float | None = None) -> Table:
-    """Every claim with the first suite that has run what it needs; operations: how many times fewer a sampled
-    cross-attention counted in `bench profile`, None where that was not run.
+def claims_table(suites: Sequence[SuiteResults], profile: Path) -> Table:
+    """Every claim with the first suite that has run what it needs; profile: `bench profile`'s profile.csv, which need
+    not be there.
     """
     lines, scored = [], [_scored(suite) for suite in suites]
     for claim in CLAIMS:
@@ -141,9 +142,7 @@ def claims_table(suites: Sequence[SuiteResults], operations: float | None = None
     misses = next(filter(None, (_misses(suite) for suite in scored)), None)
     lines.append({"claim": "BoltzFormer misses 1.4% of the targets completely", "paper": MISSES, "unit": "%"})
     lines[-1] |= _line(misses, "share")
-    cost = {"claim": "Attention is an order of magnitude cheaper", "paper": 10.0, "unit": "x"}
-    verdict = "not run" if operations is None else "supported" if operations >= 10 else "contradicted"
-    lines.append(cost | {"ours": operations, "verdict": verdict})
+    lines += operation_lines(profile)
     columns = (
         Column("claim", "Claim"),
         Column("unit", "unit"),
@@ -157,12 +156,12 @@ def claims_table(suites: Sequence[SuiteResults], operations: float | None = None
     )
     caption = (
         "Effects in points of Dice with 95% intervals over the cases, which are patients, weighted as in the tables, "
-        "and over seeds where there are two or more (Student's t; of ablations pooled over all rows); the paper's at "
-        "its own scale. More: supported where the interval lies above 0, contradicted where it lies below. Enough or "
-        f"no worse: the same with -{MARGIN:g} point for 0. Misses: supported where the interval lies at or below the "
-        "paper's share, contradicted where it lies above. Cheaper: counted operations of one cross-attention layer "
-        "(bench profile), at least 10 times fewer. Undecided: with the patients or seeds that would decide it, at "
-        "even odds, if the effect stayed as it is; always with fewer than "
+        "and over seeds where there are two or more (Student's t; of ablations pooled over all rows but those of "
+        f"{' and '.join(UNLIKE)}); the paper's at its own scale. More: supported where the interval lies above 0, "
+        f"contradicted where it lies below. Enough or no worse: the same with -{MARGIN:g} point for 0. Misses: "
+        "supported where the interval lies at or below the paper's share, contradicted where it lies above. "
+        f"{RULE} Undecided: with the patients or seeds that would "
+        "decide it, at even odds, if the effect stayed as it is; always with fewer than "
         f"{FEW_PATIENTS} patients that have objects of the sizes compared, and where one of the methods compared "
         f"stays below {LEARNED:g} points of Dice. With one seed an interval holds no choice of seeds. Each claim has "
         "an interval of its own: of so many, one in twenty may miss the truth."
@@ -185,20 +184,6 @@ def related(results: SuiteResults) -> list[SuiteResults]:
         if other.ablations and (other.split_hash, other.profile) == (results.split_hash, results.profile):
             found.append(other)
     return found
-
-
-def fewer_operations(profile: Path) -> float | None:
-    """How many times fewer operations `bench profile` counted in one sampled cross-attention layer of 128 x 128 tokens
-    and 10 queries at 10%, than in the plain one; None where its profile.csv is not there.
-    """
-    try:
-        frame = pd.read_csv(profile)
-        layer = frame[(frame["scope"] == "attention") & (frame["phase"] == "forward") & (frame["dtype"] == "fp32")]
-        layer = layer[(layer["tokens"] == 128 * 128) & (layer["queries"] == 10) & (layer["sampling"] == 0.1)]
-        operations = layer.groupby("path")["gflop"].first()
-        return float(operations["plain"] / operations["auto"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def verdict(found: Measured, rule: str) -> str:
@@ -294,7 +279,7 @@ def _measure(claim: Claim, scored: Scored) -> Measured | None:
         return by_group[0] - by_group[1] if claim.gain else by_group[0]
 
     bootstrap, by_seed = scored.bootstrap, scored.by_seed
-    pooled = suite_spread(scored.suite, by_seed[:, GROUPS.index(ALL)]) if groups == (ALL,) else None
+    pooled = suite_spread(scored.suite, scored.grid, by_seed[:, GROUPS.index(ALL)]) if groups == (ALL,) else None
     effect = effect_of(claimed(bootstrap.estimate), claimed(bootstrap.draws), claimed(by_seed), pooled)
     cases = scored.scores.cases
     inside = members(cases["area_pct"], groups)

@@ -12,7 +12,10 @@ from experiments.ablations import ABLATIONS
 from experiments.paper import TABLES_3_TO_8
 from reports.ablation import ablation_figure, ablation_table
 from reports.build import build_report
+from reports.grid import check_grid
 from reports.load import load_suite
+from reports.significance_tables import suite_spread
+from reports.statistics import pooled_spread
 from reports.tables import to_markdown
 
 ROWS = {
@@ -93,6 +96,22 @@ def test_the_report_has_a_table_and_a_figure_of_each(suite):
         assert f'id="ablation_{name}"' in report.html.read_text()
     frame = pd.read_csv(report.tables["ablation_attention.csv"])
     assert frame["value"].tolist() == ["full attention", "boltzmann sampling"]
+
+
+def test_layers_are_left_out_of_the_pooled_spread_and_have_their_own(suite):
+    content = json.loads((suite / "suite.json").read_text())
+    del content["ablations"]["attention"]
+    content["ablations"]["layers"] = {"3": "boltzformer attention=full attention", "9": "boltzformer"}
+    (suite / "suite.json").write_text(json.dumps(content))
+    results = load_suite(suite)
+    grid = check_grid(results)
+    by_seed = np.array([[60.0, 50, 55, 40], [62, 51, 59, 90]])
+    assert suite_spread(results, grid, by_seed) == pooled_spread(by_seed[:, :3])
+    tables = build_report(suite).ablations
+    assert "pooled over all rows but those of layers and size" in tables["temperature"].caption
+    assert "pooled" not in tables["layers"].caption
+    of_pair = table_of(suite, "layers").frame  # no spread is given
+    pd.testing.assert_frame_equal(tables["layers"].frame, of_pair)
 
 
 def test_no_figure_without_a_difference(suite, build):

@@ -13,7 +13,7 @@ from reports.build import build_report
 from reports.load import load_suite
 
 TABLES = ["claims", "main_table", "by_size", "differences", "ranks", "seeds", "per_object", "object_sizes"]
-TABLES += ["quality", "detection", "cost", "fairness"]
+TABLES += ["quality", "detection", "cost", "fairness", "runs"]
 FIGURES = ["dice_vs_size", "dice_vs_area", "dice_vs_cost", "critical_difference", "curves", "overlays"]
 FILES = {f"{name}.{form}" for name in TABLES for form in ("md", "csv", "tex")}
 FILES |= {f"{name}.{form}" for name in FIGURES for form in ("png", "svg")} | {"dice_vs_area.csv", "index.html"}
@@ -27,6 +27,14 @@ def run_folder(suite, method):
 @pytest.fixture
 def suite(build, tmp_path):
     return build.suite(tmp_path, size=48)
+
+
+def test_every_run_has_its_own_average(suite):
+    tables = build_report(suite).tables
+    runs, main = pd.read_csv(tables["runs.csv"]), pd.read_csv(tables["main_table.csv"])
+    assert set(runs["run"]) == {folder.name for folder in suite.glob("*-seed*")}
+    # one seed: a run is a row
+    assert sorted(runs["average"]) == pytest.approx(sorted(main["average"]))
 
 
 def test_report_is_written_whole(suite):

@@ -1,6 +1,7 @@
 """Verdicts by their rule, effects against the paired differences, and which runs a claim finds."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,11 @@ import pytest
 
 from experiments.paper import TABLES_3_TO_8
 from reports.build import build_report
-from reports.claims import CLAIMS, MISSES, Measured, claims_table, fewer_operations, related, verdict
+from reports.claims import CLAIMS, MISSES, Measured, claims_table, related, verdict
 from reports.load import load_suite
 from reports.statistics import Effect, Spread, effect_of
 
+NOWHERE = Path("nowhere.csv")
 MAIN = {"seem": "SEEM", "boltzformer": "BoltzFormer", "nnunet": "nnU-Net"}
 ABLATED = {"boltzformer": "BoltzFormer", "boltzformer prior=unconditioned": "unconditioned"}
 PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned": "boltzformer"}
@@ -98,7 +100,7 @@ def lines_of(table):
 
 def test_effects_are_the_paired_differences(suite):
     results = load_suite(suite)
-    lines = lines_of(claims_table([results]))
+    lines = lines_of(claims_table([results], NOWHERE))
     differences = build_report(suite).tables["differences.csv"]
     paired = pd.read_csv(differences).set_index("label")
     seem, nnunet = lines.loc["BoltzFormer is better than SEEM (text)"], lines.loc["BoltzFormer is better than nnU-Net"]
@@ -120,7 +122,7 @@ def test_misses_are_counted_by_data_set(suite):
     records = load_suite(suite).records
     mine = records[records["method"] == "boltzformer"]
     shares = (mine["tp"] == 0).groupby(mine["dataset"]).mean()
-    line = lines_of(claims_table([load_suite(suite)])).loc["BoltzFormer misses 1.4% of the targets completely"]
+    line = lines_of(claims_table([load_suite(suite)], NOWHERE)).loc["BoltzFormer misses 1.4% of the targets completely"]
     assert line["ours"] == pytest.approx(100 * shares.mean()) and line["paper"] == MISSES
     assert line["low"] <= line["ours"] <= line["high"]
 
@@ -132,7 +134,7 @@ def test_ablations_beside_the_suite_are_found(suite, build, tmp_path):
     other.rename(beside)
     (beside / "suite.json").write_text(json.dumps(content))
     assert [found.folder.name for found in related(load_suite(suite))] == ["suite", "ablate"]
-    line = lines_of(claims_table(related(load_suite(suite)))).loc["The text-conditioned prior helps"]
+    line = lines_of(claims_table(related(load_suite(suite)), NOWHERE)).loc["The text-conditioned prior helps"]
     assert line["verdict"] == "supported" and line["ours"] > 0
     paper = TABLES_3_TO_8["prior", "text-conditioned"][0] - TABLES_3_TO_8["prior", "unconditioned"][0]
     assert line["paper"] == pytest.approx(paper)
@@ -143,34 +145,18 @@ def test_ablations_beside_the_suite_are_found(suite, build, tmp_path):
 
 def test_full_attention_of_a_main_suite_is_that_of_the_ablation(build, tmp_path):
     methods = {"boltzformer": "BoltzFormer", "full_attention": "Full attention"}
-    lines = lines_of(claims_table([load_suite(build.suite(tmp_path, size=48, patients=8, methods=methods))]))
+    lines = lines_of(claims_table([load_suite(build.suite(tmp_path, size=48, patients=8, methods=methods))], NOWHERE))
     line = lines.loc["Boltzmann sampling is better than full attention"]
     assert line["verdict"] in ("supported", "contradicted") and line["cases"] == 3 * 8
     assert lines.loc["Boltzmann sampling is better than a threshold", "verdict"] == "not run"
 
 
 def test_claims_of_small_objects_are_the_paired_differences_of_their_group(suite):
-    lines = lines_of(claims_table([load_suite(suite)]))
+    lines = lines_of(claims_table([load_suite(suite)], NOWHERE))
     paired = pd.read_csv(build_report(suite).tables["differences.csv"]).set_index("label").loc["SEEM+Hiera-XT"]
     small = lines.loc["Better than SEEM (text) on small objects"]
     assert (small["ours"], small["low"]) == pytest.approx((-paired["small"], -paired["small_high"]))
     assert lines.loc["Better than SEEM (text) on large objects", "ours"] != pytest.approx(small["ours"])
-
-
-def test_operations_come_from_the_profile(suite):
-    assert fewer_operations(suite / "nothing.csv") is None
-    rows = [("plain", 17.5), ("gathered", 0.3), ("auto", 0.35)]
-    frame = pd.DataFrame(rows, columns=["path", "gflop"]).assign(
-        scope="attention", phase="forward", dtype="fp32", tokens=16384, queries=10, sampling=0.1
-    )
-    (suite.parent / "profile").mkdir()
-    frame.to_csv(suite.parent / "profile" / "profile.csv", index=False)
-    assert fewer_operations(suite.parent / "profile" / "profile.csv") == pytest.approx(50)
-    page = build_report(suite)
-    line = pd.read_csv(page.tables["claims.csv"]).set_index("claim").loc["Attention is an order of magnitude cheaper"]
-    assert line["verdict"] == "supported" and float(line["ours"]) == pytest.approx(50)
-    html = page.html.read_text()
-    assert html.index('id="claims"') < html.index('id="main_table"')
 
 
 def test_claims_of_the_paper_have_its_numbers():

@@ -20,8 +20,10 @@ import jinja2
 import pandas as pd
 import typer
 
-from bench.atomic import write_file, write_text
+from bench.atomic import read_json, write_file, write_text
 from bench.errors import UserError
+from bench.spec import RunSpec
+from bench.tuned import read_tuned
 from reports.build import build_report
 from reports.load import load_suite
 from reports.tables import Column, Table, highlight, to_markdown
@@ -29,6 +31,7 @@ from reports.tables import Column, Table, highlight, to_markdown
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES, PAGE = Path("docs/results"), Path("docs/results.md")
 FIGURES = Path("docs/figures/results")
+NO_ARCHIVE = f"no archive in {ARCHIVES}: make one with `bench archive NAME {ARCHIVES}/PART`"
 README, HEADLINE = Path("README.md"), ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
 
@@ -82,7 +85,9 @@ def make_page(root: Path = ROOT) -> Page:
             "ledger": lambda parts: ledger({where: claims(part) for part, where in parts.items()}),
             "side_by_side": lambda parts: side_by_side({where: seeds(part) for part, where in parts.items()}),
             "about": lambda part: about(root / ARCHIVES / part),
-            "exists": lambda part: (root / ARCHIVES / part / "suite.json").is_file(),
+            "recipe": lambda part: recipe(root / ARCHIVES / part),
+            "searched": lambda part: searched(root / ARCHIVES / part),
+            "exists": lambda part, file="suite.json": any((root / ARCHIVES / part).glob(file)),
         }
         page = _rendered(root / PAGE.with_suffix(".md.j2"), tools)
         headline = _rendered(root / PAGE.with_name("headline.md.j2"), tools)
@@ -120,7 +125,7 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
         Column("verdict", "Verdict"),
     )
     if not claims:
-        raise UserError(f"no archive in {ARCHIVES}: make one with `bench archive NAME {ARCHIVES}/PART`")
+        raise UserError(NO_ARCHIVE)
     lines = pd.concat([frame.assign(where=where) for where, frame in claims.items()], ignore_index=True)
     run = lines["verdict"] != "not run"
     lines.loc[run & (lines["unit"] == "x"), "where"] = "counted"  # of no data set, and without an error
@@ -141,6 +146,8 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
 
 def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
     """The averages of several reports in one Markdown table, a column for each: where -> its seeds.csv."""
+    if not seeds:
+        raise UserError(NO_ARCHIVE)
     keys = {where: f"mean {where}" for where in seeds}
     frames = [
         frame.set_index("label")[["mean", "se"]].rename(columns={"mean": keys[where], "se": f"{where} SE"})
@@ -163,6 +170,41 @@ def about(archive: Path) -> str:
         f"{hours:.1f} hours of trials{' on ' * bool(machines)}{' and '.join(machines)}; archive "
         f"`{archive.relative_to(archive.parents[2])}`."
     )
+
+
+def recipe(archive: Path) -> str:
+    """The recipe and the model that the decoders of an archive share, a line each: of its first run that has them."""
+    for run in load_suite(archive).runs:
+        spec = RunSpec.model_validate(read_json(run.folder / "spec.json", "archive the suite again"))
+        if spec.recipe is not None and spec.model is not None:
+            break
+    else:
+        raise UserError(f"{archive} has no run of a decoder that the shared recipe trains")
+    fields = spec.recipe.model_dump() | {f"model.{name}": value for name, value in spec.model.model_dump().items()}
+    return "\n".join(
+        ["| Field | Value |", "| --- | --- |", *(f"| `{name}` | {value} |" for name, value in fields.items())]
+    )
+
+
+def searched(folder: Path) -> str:
+    """The searches in a folder: a line per method, a column per configuration, the Dice on validation in percent at the
+    step of the lowest validation loss; in bold what was taken.
+    """
+    found = read_tuned(folder)
+    configurations = sorted({_told(trial.configuration) for tuned in found.values() for trial in tuned.trials})
+    lines = ["| Method | " + " | ".join(configurations) + " |", "| --- |" + " ---: |" * len(configurations)]
+    for (method, _), tuned in found.items():
+        cells = {}
+        for trial in tuned.trials:
+            cell = "-" if trial.val_dice is None else f"{100 * trial.val_dice:.1f}"
+            cell += "" if trial.outcome == "trained" else f" ({trial.outcome} at {trial.steps})"
+            cells[_told(trial.configuration)] = f"**{cell}**" if trial.configuration == tuned.best else cell
+        lines.append(f"| `{method}` | " + " | ".join(cells.get(name, "-") for name in configurations) + " |")
+    return "\n".join(lines)
+
+
+def _told(configuration: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in sorted(configuration.items()))
 
 
 def _rendered(template: Path, tools: Mapping[str, Callable]) -> str:

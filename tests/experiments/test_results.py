@@ -1,5 +1,6 @@
 """docs/results.md: its numbers are those of the reports that `bench report` writes of the archives."""
 
+import json
 import re
 
 import pandas as pd
@@ -7,7 +8,9 @@ import pytest
 
 from bench.archive import archive_suite
 from bench.errors import UserError
-from experiments.results import ledger, make_page, side_by_side, value_of
+from bench.spec import RunSpec
+from bench.tuned import Budget, Trial, Tuned
+from experiments.results import ledger, make_page, searched, side_by_side, value_of
 from reports.build import build_report
 
 TEMPLATE = """# Results
@@ -118,6 +121,38 @@ def test_the_readme_is_changed_between_its_marks_alone(root):
     assert "an earlier table" not in text and "Object area" in text
     (root / "README.md").write_text(text)
     assert texts_of(make_page(root))["README.md"] == text
+
+
+def test_the_recipe_is_that_of_the_runs(root):
+    template = root / "docs" / "results.md.j2"
+    template.write_text(template.read_text() + '\n{{ recipe("toy") }}\n')
+    lines = texts_of(make_page(root))["docs/results.md"].splitlines()
+    spec = json.loads(next((root / "docs" / "results" / "toy").glob("boltzformer-*/spec.json")).read_text())
+    for name in ("image_size", "steps", "learning_rate", "patience"):
+        assert f"| `{name}` | {spec['recipe'][name]} |" in lines
+    assert f"| `model.queries` | {spec['model']['queries']} |" in lines
+
+
+def test_searches_stand_method_by_method(tmp_path):
+    budget = Budget(space=("learning_rate=0.001,0.0003",), configurations=2, steps=40, rungs=(20,))
+    names = {"run": "r", "best_step": 40, "curve": ()}
+    trials = {
+        "seem": [(3e-4, "trained", 40, 0.671), (1e-3, "stopped", 20, 0.5)],
+        "boltzformer": [(3e-4, "trained", 40, 0.6), (1e-3, "diverged", 7, None)],
+    }
+    for method, found in trials.items():
+        made = [
+            Trial(configuration={"learning_rate": rate}, outcome=how, steps=steps, val_loss=1, val_dice=dice, **names)
+            for rate, how, steps, dice in found
+        ]
+        base = RunSpec(suite="tune", profile="laptop", method=method, backbone="hiera_xt", seed=0, split_hash="a" * 64)
+        Tuned(base=base, budget=budget, best={"learning_rate": 3e-4}, trials=tuple(made), versions={}).save(tmp_path)
+    assert searched(tmp_path).splitlines() == [
+        "| Method | learning_rate 0.0003 | learning_rate 0.001 |",
+        "| --- | ---: | ---: |",
+        "| `boltzformer` | **60.0** | - (diverged at 7) |",
+        "| `seem` | **67.1** | 50.0 (stopped at 20) |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -312,10 +312,10 @@ def _finish(figure: Figure, panels: list[Axes], title: str, phantom: bool, drawn
 def drawing_of(figure: Figure) -> Drawing:
     """The figure as PNG and as SVG with text as text, the same bytes every time."""
     import matplotlib
-    from matplotlib.legend import Legend
 
     # names of methods are data: a dollar sign in one is no formula
-    for text in [text for part in figure.findobj(Legend) for text in part.get_texts()]:
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    for text in [text for legend in legends for text in legend.get_texts()]:
         text.set_parse_math(False)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=130, metadata={"Software": None})

@@ -1,7 +1,7 @@
 """docs/results.md and the README's headline table, from the archives in docs/results: `python -m experiments.results`.
 
-The page is a Jinja template (docs/results.md.j2). No number stands in it: tables, figures and single values are taken
-from the reports of the archives (`bench archive`), each of which is built anew. `--check` writes nothing and ends with
+The page is a Jinja template (docs/results.md.j2). No result stands in it: tables and figures are taken from the reports
+of the archives (`bench archive`), each of which is built anew. `--check` writes nothing and ends with
 1 where the page or the README differs from what would be written.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,11 @@ import jinja2
 import pandas as pd
 import typer
 
-from bench.atomic import read_json, write_file, write_text
+from bench.atomic import write_file, write_text
 from bench.errors import UserError
-from bench.spec import RunSpec
-from bench.tuned import read_tuned
+from bench.search import in_words
+from bench.suite_folder import read_spec
+from bench.tuned import Trial, read_tuned
 from reports.build import build_report
 from reports.load import load_suite
 from reports.tables import Column, Table, highlight, to_markdown
@@ -46,6 +47,7 @@ class Page:
 def make_page(root: Path = ROOT) -> Page:
     """The page and the README below `root`, made anew. UserError for an archive, table, row or figure that is not
     there."""
+    begin, end = _around((root / README).read_text("utf-8"))
     pictures: dict[Path, bytes] = {}
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -61,52 +63,44 @@ def make_page(root: Path = ROOT) -> Page:
                 raise UserError(f"the report of {ARCHIVES / part} has no {name}: see `bench report {ARCHIVES / part}`")
             return path
 
-        def figure(part: str, name: str, text: str) -> str:
+        def figure(part: str, name: str, text: str, paper: bool = False) -> str:
+            drawn = report(part, paper) / f"{name}.png"
+            if not drawn.is_file():  # the report has nothing to draw there
+                return ""
             path = FIGURES / f"{part}_{name}.png"
-            pictures[path] = file(part, f"{name}.png").read_bytes()
+            pictures[path] = drawn.read_bytes()
             return f"![{text}]({path.relative_to(PAGE.parent)})"
 
         def table(part: str, name: str, paper: bool = False) -> str:
             return without_heading(file(part, f"{name}.md", paper).read_text("utf-8"))
 
-        def value(part: str, name: str, row: str, column: str, digits: int = 1) -> str:
-            return value_of(pd.read_csv(file(part, f"{name}.csv", True)), row, column, digits)
+        def exists(part: str, pattern: str = "suite.json") -> bool:
+            return any((root / ARCHIVES / part).glob(pattern))
 
-        def claims(part: str) -> pd.DataFrame:
-            return pd.read_csv(file(part, "claims.csv", True), na_values="-")
-
-        def seeds(part: str) -> pd.DataFrame:
-            return pd.read_csv(file(part, "seeds.csv"), na_values="-")
+        def frames(name: str, parts: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+            return {
+                where: pd.read_csv(file(part, name), na_values="-") for part, where in parts.items() if exists(part)
+            }
 
         tools = {
             "table": table,
-            "value": value,
             "figure": figure,
-            "ledger": lambda parts: ledger({where: claims(part) for part, where in parts.items()}),
-            "side_by_side": lambda parts: side_by_side({where: seeds(part) for part, where in parts.items()}),
+            "exists": exists,
+            "ledger": lambda parts: ledger(frames("claims.csv", parts)),
+            "side_by_side": lambda parts: side_by_side(frames("seeds.csv", parts)),
             "about": lambda part: about(root / ARCHIVES / part),
-            "recipe": lambda part: recipe(root / ARCHIVES / part),
+            "ablated": lambda part: list(load_suite(root / ARCHIVES / part).ablations),
+            "recipe": lambda *parts: recipe([root / ARCHIVES / part for part in parts if exists(part)]),
             "searched": lambda part: searched(root / ARCHIVES / part),
-            "exists": lambda part, file="suite.json": any((root / ARCHIVES / part).glob(file)),
         }
         page = _rendered(root / PAGE.with_suffix(".md.j2"), tools)
         headline = _rendered(root / PAGE.with_name("headline.md.j2"), tools)
-    readme = _between((root / README).read_text("utf-8"), headline)
-    return Page({PAGE: page, README: readme}, pictures)
+    return Page({PAGE: page, README: begin + headline + end}, pictures)
 
 
 def without_heading(markdown: str) -> str:
     """A report's table with caption and notes, its heading left to the page."""
     return re.sub(r"\A## .*\n+", "", markdown).strip()
-
-
-def value_of(table: pd.DataFrame, row: str, column: str, digits: int) -> str:
-    """One value of a report's CSV table, of the row whose first cell is `row`. UserError where it has none."""
-    lines = table[table.iloc[:, 0].astype(str) == row]
-    if len(lines) != 1 or column not in table:
-        raise UserError(f"no single value '{row}', '{column}' among {list(table.iloc[:, 0])}, {list(table.columns)}")
-    number = pd.to_numeric(lines[column], errors="coerce").iloc[0]
-    return str(lines[column].iloc[0]) if pd.isna(number) else f"{number:,.{digits}f}"
 
 
 def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
@@ -160,51 +154,62 @@ def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
 
 
 def about(archive: Path) -> str:
-    """The command, the split's hash, how many runs have ended, and what they ran on."""
+    """The command, the split's hash, how many of the runs made here have ended, and what they ran on."""
     results = load_suite(archive)
-    finished = sum(run.state == "finished" for run in results.runs)
-    hours = sum(run.seconds or 0 for run in results.runs) / 3600
-    machines = sorted({f"{run.env['processor']} ({run.env['instructions']})" for run in results.runs if run.env})
+    runs = [run for run in results.runs if run.origin is None and run.state != "left out"]
+    finished = sum(run.state == "finished" for run in runs)
+    hours = sum(run.seconds or 0 for run in runs) / 3600
+    machines = sorted(
+        {f"{run.env['processor']} ({run.env.get('instructions')})" for run in runs if "processor" in run.env}
+    )
     return (
-        f"`{results.command}`, split `{results.split_hash}`: {finished} of {len(results.runs)} runs, "
+        f"`{results.command}`, split `{results.split_hash}`: {finished} of {len(runs)} runs, "
         f"{hours:.1f} hours of trials{' on ' * bool(machines)}{' and '.join(machines)}; archive "
         f"`{archive.relative_to(archive.parents[2])}`."
     )
 
 
-def recipe(archive: Path) -> str:
-    """The recipe and the model that the decoders of an archive share, a line each: of its first run that has them."""
-    for run in load_suite(archive).runs:
-        spec = RunSpec.model_validate(read_json(run.folder / "spec.json", "archive the suite again"))
-        if spec.recipe is not None and spec.model is not None:
-            break
-    else:
-        raise UserError(f"{archive} has no run of a decoder that the shared recipe trains")
-    fields = spec.recipe.model_dump() | {f"model.{name}": value for name, value in spec.model.model_dump().items()}
-    return "\n".join(
-        ["| Field | Value |", "| --- | --- |", *(f"| `{name}` | {value} |" for name, value in fields.items())]
-    )
+def recipe(archives: Sequence[Path]) -> str:
+    """The recipe of the decoders of some archives, a line for each field ("by method" where they differ), and
+    BoltzFormer's model. UserError where no run has them.
+    """
+    folders = [run.folder for archive in archives for run in load_suite(archive).runs]
+    specs = [read_spec(folder) for folder in folders if (folder / "spec.json").is_file()]
+    recipes = [spec.recipe.model_dump() for spec in specs if spec.recipe is not None]
+    models = [spec.model.model_dump() for spec in specs if spec.model is not None and spec.method == "boltzformer"]
+    if not recipes or not models:
+        raise UserError(f"no run of BoltzFormer in {ARCHIVES}: archive a suite that has one")
+    fields = _alike(recipes) | {f"model.{name}": value for name, value in _alike(models).items()}
+    return "\n".join(["| Field | Value |", "| --- | --- |", *(f"| `{name}` | {fields[name]} |" for name in fields)])
+
+
+def _alike(dumps: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Each field's value where all have the same, else "by method"."""
+    return {
+        name: value if all(dump[name] == value for dump in dumps) else "by method" for name, value in dumps[0].items()
+    }
 
 
 def searched(folder: Path) -> str:
     """The searches in a folder: a line per method, a column per configuration, the Dice on validation in percent at the
-    step of the lowest validation loss; in bold what was taken.
+    step of the lowest validation loss; in bold what has the lowest loss of all, which is what `--tuned` takes.
     """
     found = read_tuned(folder)
-    configurations = sorted({_told(trial.configuration) for tuned in found.values() for trial in tuned.trials})
-    lines = ["| Method | " + " | ".join(configurations) + " |", "| --- |" + " ---: |" * len(configurations)]
-    for (method, _), tuned in found.items():
+    trials = [trial for tuned in found.values() for trial in tuned.trials]
+    columns = list(dict.fromkeys(in_words(trial.configuration) for trial in sorted(trials, key=_values)))
+    lines = ["| Method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for (method, backbone), tuned in found.items():
         cells = {}
         for trial in tuned.trials:
             cell = "-" if trial.val_dice is None else f"{100 * trial.val_dice:.1f}"
             cell += "" if trial.outcome == "trained" else f" ({trial.outcome} at {trial.steps})"
-            cells[_told(trial.configuration)] = f"**{cell}**" if trial.configuration == tuned.best else cell
-        lines.append(f"| `{method}` | " + " | ".join(cells.get(name, "-") for name in configurations) + " |")
+            cells[in_words(trial.configuration)] = f"**{cell}**" if trial.configuration == tuned.best else cell
+        lines.append(f"| `{method}`, {backbone} | " + " | ".join(cells.get(name, "-") for name in columns) + " |")
     return "\n".join(lines)
 
 
-def _told(configuration: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in sorted(configuration.items()))
+def _values(trial: Trial) -> list[float]:
+    return list(trial.configuration.values())
 
 
 def _rendered(template: Path, tools: Mapping[str, Callable]) -> str:
@@ -214,14 +219,15 @@ def _rendered(template: Path, tools: Mapping[str, Callable]) -> str:
     return environment.from_string(template.read_text("utf-8")).render(tools)
 
 
-def _between(readme: str, headline: str) -> str:
+def _around(readme: str) -> tuple[str, str]:
+    """What stands before and after the headline, the marks with it. UserError where there is no one place for it."""
     begin, end = HEADLINE
     if readme.count(begin) != 1 or readme.count(end) != 1:
         raise UserError(
             f"{README} has no place for the headline table: write {begin.strip()} and {end.strip()} into it"
         )
     before, rest = readme.split(begin)
-    return before + begin + headline + end + rest.split(end)[1]
+    return before + begin, end + rest.split(end)[1]
 
 
 def main(

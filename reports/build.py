@@ -128,9 +128,9 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     costs = next(table for table in tables if table.name == "cost")
     pictures, notes = draw(results, grid, scores, bootstrap, order, curves, costs)
     pictures += [picture for _, picture in ablated if picture is not None]
-    claims = claims_table(related(results), results.folder.parent / "profile" / "profile.csv")
     if any(run.origin is None for run in results.runs):  # published rows alone test no claim
-        tables.insert(0, claims)
+        profile = results.folder.absolute().parent / "profile" / "profile.csv"
+        tables.insert(0, claims_table(related(results), profile))
     tables.append(replace(run_table(results), notes=origins))
     cases = browser_cases(results, grid, scores)
     page = render(results, tables, pictures, caveats(results, grid, scores) + notes, gaps, cases)
@@ -265,20 +265,6 @@ def run_table(results: SuiteResults) -> Table:
     own = results.records.assign(dice=record_dice(results.records))
     means = own.groupby(["method", "backbone", "seed", "dataset"], observed=True)["dice"].mean()
     averages = means.groupby(level=["method", "backbone", "seed"], observed=True).mean().to_dict()
-    frame = pd.DataFrame(
-        [
-            {
-                "run": run.run_id,
-                "state": run.state,
-                "average": averages.get((run.method, run.backbone, run.seed)),
-                "seconds": run.seconds,
-                "images_seen": run.fit.get("images_seen"),
-                "commit": commit_of(run.env),
-                "error": run.error or "",
-            }
-            for run in results.runs
-        ]
-    )
     columns = (
         Column("run", "Run"),
         Column("state", "State"),
@@ -288,14 +274,27 @@ def run_table(results: SuiteResults) -> Table:
         Column("commit", "Commit"),
         Column("error", "Error", narrow=False),
     )
+    rows = [
+        {
+            "run": run.run_id,
+            "state": run.state,
+            "average": averages.get((run.method, run.backbone, run.seed)),
+            "seconds": run.seconds,
+            "images_seen": run.fit.get("images_seen"),
+            "commit": commit_of(run.env),
+            "error": run.error or "",
+        }
+        for run in results.runs
+    ]
+    frame = pd.DataFrame(rows, columns=[column.key for column in columns])
     caption = "Every run the suite expects. Avg.: mean over data sets of the mean Dice of what it has."
     return Table("runs", "Runs", caption, frame, columns, results.phantom)
 
 
 def commit_of(env: Mapping[str, Any]) -> str:
     """Ten digits of the commit that a run was made by, and whether files had been changed since."""
-    git = env.get("git") or {}
-    return (git.get("commit") or MISSING)[:10] + (" and changes" if git.get("dirty") else "")
+    git = env["git"] if isinstance(env.get("git"), dict) else {}
+    return str(git.get("commit") or MISSING)[:10] + (" and changes" if git.get("dirty") else "")
 
 
 def gap_lines(results: SuiteResults, grid: Grid) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from bench.errors import UserError
+from bench.suite_folder import read_suite
 from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
 from reports.aggregate import Scores, misses, per_case, per_seed, score, seed_scores
 from reports.grid import Grid, check_grid
@@ -35,6 +36,7 @@ from reports.tables import Column, Table
 
 MARGIN = 1.0  # points of Dice: "enough" is to lose no more
 MISSES = 1.4  # percent; section 4.2
+CHANCE = 0.025  # of none seen: the upper end of the exact two-sided 95% interval of a share (Clopper and Pearson)
 LEARNED = 5.0  # points of Dice
 MOST = 1e6  # times the patients or seeds that there are; what would need more is not to be had
 
@@ -178,18 +180,19 @@ def related(results: SuiteResults) -> list[SuiteResults]:
         if file.parent == results.folder.absolute():
             continue
         try:
-            other = load_suite(file.parent)
+            other = read_suite(file.parent)
+            alike = (other["split_hash"], other["profile"]) == (results.split_hash, results.profile)
+            if alike and other.get("ablations"):
+                found.append(load_suite(file.parent))
         except UserError:  # its own report says what is wrong with it
             continue
-        if other.ablations and (other.split_hash, other.profile) == (results.split_hash, results.profile):
-            found.append(other)
     return found
 
 
 def verdict(found: Measured, rule: str) -> str:
     """ "supported", "contradicted", or "undecided" with the number of patients or seeds that would decide it."""
     effect = found.effect
-    if found.patients < FEW_PATIENTS:
+    if found.patients < FEW_PATIENTS or not math.isfinite(effect.estimate):
         return f"undecided: {found.patients} patients have such objects, an interval needs {FEW_PATIENTS}"
     if found.dice < LEARNED:
         return f"undecided: trained too little, to a Dice of {found.dice:.1f}"
@@ -198,6 +201,9 @@ def verdict(found: Measured, rule: str) -> str:
         return "supported"
     if effect.low > bound if rule == "share" else effect.high < bound:
         return "contradicted"
+    if rule == "share" and effect.estimate == 0:
+        needed = _rounded(math.log(CHANCE) / math.log(1 - MISSES / 100))
+        return f"undecided: some {needed} patients without a miss would decide"
     return f"undecided: {_needed(found, bound)}"
 
 
@@ -284,13 +290,14 @@ def _measure(claim: Claim, scored: Scored) -> Measured | None:
     cases = scored.scores.cases
     inside = members(cases["area_pct"], groups)
     patients = min(len(cases.loc[flags, ["dataset", "patient"]].drop_duplicates()) for flags in inside.T)
-    return _measured(effect, patients, bootstrap.estimate[GROUPS.index(ALL), list(places)].min())
+    return Measured(effect, patients, float(bootstrap.estimate[GROUPS.index(ALL), list(places)].min()))
 
 
 def _misses(scored: Scored) -> Measured | None:
     """The share of BoltzFormer's targets that no pixel of its mask touches, in percent, averaged as Dice is."""
-    place = next((place for place, row in enumerate(scored.grid.rows) if row.method == "boltzformer"), None)
-    if place is None or not scored.scores.complete[place]:
+    rows, complete = scored.grid.rows, scored.scores.complete
+    place = next((p for p, row in enumerate(rows) if row.method == "boltzformer" and complete[p]), None)
+    if place is None:
         return None
     missed = 100 * misses(scored.suite.records)
     by_seed = per_seed(missed, scored.suite.records, scored.grid)
@@ -299,12 +306,11 @@ def _misses(scored: Scored) -> Measured | None:
     bootstrap = cluster_bootstrap(scores, inside)
     found = (values[..., 0, place] for values in (bootstrap.estimate, bootstrap.draws, seed_scores(scores, inside)))
     effect = effect_of(*found)
-    effect = replace(effect, low=max(effect.low, 0.0))  # Student's t knows no bounds
-    return _measured(effect, sum(bootstrap.clusters), scored.bootstrap.estimate[GROUPS.index(ALL), place])
-
-
-def _measured(effect: Effect, patients: int, dice: float) -> Measured | None:
-    return Measured(effect, patients, float(dice)) if np.isfinite(effect.estimate) else None
+    patients = sum(bootstrap.clusters)
+    # Student's t knows no bounds, and patients without a miss, drawn anew, have none again
+    high = 100 * (1 - CHANCE ** (1 / patients)) if effect.estimate == 0 else effect.high
+    effect = replace(effect, low=max(effect.low, 0.0), high=high)
+    return Measured(effect, patients, float(scored.bootstrap.estimate[GROUPS.index(ALL), place]))
 
 
 def _row(side: str | tuple[str, str], suite: SuiteResults) -> str | None:

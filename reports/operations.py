@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -13,63 +12,59 @@ from models.config import FULL
 FEWER = 10.0  # an order of magnitude
 SIDES = (32, 64, 128)  # the decoder's three grids of an image of 1024 px
 QUERIES = (10, 32, 101)
-OTHERS = {"seem": "SEEM's", "sam": "SAM's (text)", "sam2": "SAM 2's (text)"}
+NEEDED = ("scope", "method", "path", "tokens", "queries", "sampling", "phase", "dtype", "gflop")
+ALL_TOKENS = {"plain": "as usually written", "auto": "in its own cheapest form"}  # path in profile.csv
 RULE = (
-    "Fewer operations: counted by bench profile at the full size and 10% of the tokens, supported from 10 x on. Of "
-    "cross-attention: one layer on each of the three grids of 1024 px, attention to all tokens as it is usually "
-    "written against the sampled form that the decoder takes, with the product of queries and S that the choice of "
-    "tokens reads. Of the decoder: everything from image features and text tokens to the mask, 101 queries."
+    "Fewer operations: of one cross-attention layer on each of the three grids of 1024 px at the full size, counted by "
+    "bench profile. The sampled one, in the form that the decoder takes, with what the choice of tokens costs (the "
+    "queries' embedding and its product with S); against attention to all tokens with keys and values of each, as "
+    "usually written, and in the form that is cheapest for it. Supported from 10 x on."
 )
 
 
 def operation_lines(profile: Path) -> list[dict[str, object]]:
     """Lines of the claims table from a profile.csv; "not run" where it does not hold what they need."""
+    frame = _counted(profile)
+    lines = []
+    for path, form in ALL_TOKENS.items():
+        for queries in QUERIES:
+            times = _times(frame, queries, path)
+            known = math.isfinite(times)
+            lines.append(
+                {
+                    "claim": f"10% of the tokens: 10 x fewer operations than all, {form} ({queries} queries)",
+                    "unit": "x",
+                    "paper": FEWER,
+                    "ours": times if known else None,
+                    "verdict": ("supported" if times >= FEWER else "contradicted") if known else "not run",
+                }
+            )
+    return lines
+
+
+def _counted(profile: Path) -> pd.DataFrame:
+    """The rows of forward passes in fp32; none where the file is not there, or is no profile."""
     try:
-        frame = pd.read_csv(profile)
-        frame = frame[(frame["phase"] == "forward") & (frame["dtype"] == "fp32")]
-    except (OSError, ValueError, KeyError):
-        frame = None
-    lines = [
-        _line(f"Cross-attention of {queries} queries needs 10 x fewer operations", _attention(frame, queries))
-        for queries in QUERIES
-    ]
-    return lines + [
-        _line(f"The decoder needs 10 x fewer operations than {label}", _decoder(frame, method))
-        for method, label in OTHERS.items()
-    ]
+        frame = pd.read_csv(profile, usecols=list(NEEDED))
+    except (OSError, ValueError):
+        return pd.DataFrame(columns=list(NEEDED))
+    frame["gflop"] = pd.to_numeric(frame["gflop"], errors="coerce")
+    return frame[(frame["scope"] == "attention") & (frame["phase"] == "forward") & (frame["dtype"] == "fp32")]
 
 
-def _line(claim: str, times: float | None) -> dict[str, object]:
-    verdict = "not run" if times is None else "supported" if times >= FEWER else "contradicted"
-    return {"claim": claim, "unit": "x", "paper": FEWER, "ours": times, "verdict": verdict}
+def _times(frame: pd.DataFrame, queries: int, path: str) -> float:
+    """Operations with all tokens, as many as with the sampled ones; NaN where one of them is not known."""
+    embedding, product = 3 * 2 * FULL.width**2, [2 * side**2 * FULL.width for side in SIDES]
+    choice = queries * (len(SIDES) * embedding + sum(product)) / 1e9
+    full = _gflop(frame, queries, method="full", path=path)
+    return full / (_gflop(frame, queries, method="boltzformer", path="auto", sampling=FULL.sampling_ratio) + choice)
 
 
-def _attention(frame: pd.DataFrame | None, queries: int) -> float | None:
-    choice = sum(2 * queries * side**2 * FULL.width for side in SIDES) / 1e9
-    case = {"scope": "attention", "queries": queries}
-    full = _gflop(frame, ({"method": "full", "path": "plain", "tokens": side**2} | case for side in SIDES))
-    sampled = {"method": "boltzformer", "path": "auto", "sampling": FULL.sampling_ratio}
-    ours = _gflop(frame, (sampled | {"tokens": side**2} | case for side in SIDES))
-    return None if full is None or ours is None else full / (ours + choice)
-
-
-def _decoder(frame: pd.DataFrame | None, method: str) -> float | None:
-    case = {"scope": "decoder", "image_size": 1024}
-    ours = {"method": "boltzformer", "path": "fast", "queries": FULL.queries, "sampling": FULL.sampling_ratio}
-    # theirs is written as it is published, ours as it is run
-    other = {"method": method, "path": "plain" if method == "seem" else "package"}
-    other, ours = _gflop(frame, [case | other]), _gflop(frame, [case | ours])
-    return None if other is None or ours is None else other / ours
-
-
-def _gflop(frame: pd.DataFrame | None, cases: Iterable[dict[str, object]]) -> float | None:
-    """The sum over rows with these values; None where one of them is not there."""
-    if frame is None:
-        return None
+def _gflop(frame: pd.DataFrame, queries: int, **how: object) -> float:
+    """The sum over the three grids; NaN where one is not there."""
     total = 0.0
-    for case in cases:
+    for side in SIDES:
+        case = {"tokens": side**2, "queries": queries, **how}
         rows = frame.loc[(frame[list(case)] == pd.Series(case)).all(axis=1), "gflop"]
-        if rows.empty or not math.isfinite(rows.iloc[0]):
-            return None
-        total += rows.iloc[0]
+        total += rows.iloc[0] if len(rows) else math.nan
     return total

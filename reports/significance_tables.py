@@ -33,13 +33,15 @@ def difference_table(
         columns += [Column(f"{name}_p", f"p ({name})", 3, least=0.001), Column(f"{name}_effect", f"effect ({name})", 2)]
         columns.append(Column(f"{name}_patients", f"patients ({name})", 0))
     pooled = {name: suite_spread(results, grid, by_seed[:, place]) for name, place in names.items()}
-    frame = differences(bootstrap, grid.rows, names, results.reference, by_seed, pooled)
+    unlike = unlike_rows(results)
+    frame = differences(bootstrap, grid.rows, names, results.reference, by_seed, pooled, unlike)
     tests = paired_tests(means, grid.rows, results.reference)  # the same pairs in the same order
     frame = pd.concat([frame, tests.drop(columns=["label", "reference"], errors="ignore")], axis=1)
+    seeds = seed_words(scores, pooled["all"] is not None)
     caption = (
         "Difference in points of Dice (method minus reference, on the same backbone where the reference has one) with "
         f"its 95% interval: {DRAWS:,} bootstrap draws of patients within data sets, the same for both methods"
-        f"{seed_words(scores, bool(results.ablations))}. "
+        f"{seeds}. "
         "Weighting as in the table by size. p: Wilcoxon's signed-rank test on the patients' mean Dice, two-sided, "
         "corrected by Holm over all p of this table; it holds no choice of seeds. Effect: matched-pairs rank-biserial "
         "correlation of the same, from -1 to 1 (all patients better)."
@@ -50,20 +52,26 @@ def difference_table(
 
 def suite_spread(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> Spread | None:
     """The spread over seeds of a difference, pooled over the rows of a suite of ablations, which are variants of one
-    method of one size, from (S, R) scores; None for a suite of methods: each has a spread of its own.
+    method, without `unlike_rows`, from (S, R) scores; None for a suite of methods: each has a spread of its own.
     """
     if not results.ablations:
         return None
-    unlike = {row for name in UNLIKE for row in results.ablations.get(name, {}).values()} - {results.reference}
+    unlike = unlike_rows(results)
     return pooled_spread(by_seed[:, [row.method not in unlike for row in grid.rows]])
+
+
+def unlike_rows(results: SuiteResults) -> set[str]:
+    """The rows of a suite of ablations whose spread over seeds is not pooled with the others'."""
+    return {row for name in UNLIKE for row in results.ablations.get(name, {}).values()} - {results.reference}
 
 
 def seed_words(scores: Scores, pooled: bool) -> str:
     """What the caption of an interval says of seeds; pooled: their spread is `suite_spread`'s."""
     if len(scores.by_seed) < 2:
         return "; one seed, so it holds no choice of seeds"
-    of = f", pooled over all rows but those of {' and '.join(UNLIKE)}" if pooled else ""
-    return f", and the spread of the difference over {len(scores.by_seed)} seeds (Student's t{of})"
+    of = f", pooled over all rows but those of {' and '.join(UNLIKE)}, which have their own" if pooled else ""
+    seeds = f"{len(scores.by_seed)} seeds, where both rows have them"
+    return f", and the spread of the difference over {seeds} (Student's t{of})"
 
 
 def rank_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, ranking: Ranking) -> Table:

@@ -8,7 +8,7 @@ and Student's t. With one seed an interval holds the patients alone, and whoever
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,25 +147,27 @@ def differences(
     reference: str | None = None,
     by_seed: np.ndarray | None = None,
     pooled: Mapping[str, Spread | None] | None = None,
+    unlike: Set[str] = frozenset(),
 ) -> pd.DataFrame:
     """Paired difference of every other row to its reference (`references`), one line per row.
 
     `names` maps a column prefix to the size group. Columns label, reference, and for each prefix <prefix>,
     <prefix>_low, <prefix>_high: row minus reference in points of Dice with its 95% interval (`effect_of`).
     by_seed: (S, G, R) of `seed_scores`, None for the patients alone; pooled: the spread by prefix, where more rows than
-    two tell of it (`pooled_spread`).
+    two tell of it (`pooled_spread`); unlike: methods of rows that it does not tell of.
     """
     if by_seed is None:
         by_seed = np.empty((0, *bootstrap.estimate.shape))
     lines = []
     for place, other in references(rows, reference):
         line = {"label": rows[place].label, "reference": rows[other].label}
+        shared = {} if pooled is None or {rows[place].method, rows[other].method} & unlike else pooled
         for name, group in names.items():
             estimate, drawn, seeds = (
                 values[..., group, place] - values[..., group, other]
                 for values in (bootstrap.estimate, bootstrap.draws, by_seed)
             )
-            effect = effect_of(estimate, drawn, seeds, (pooled or {}).get(name))
+            effect = effect_of(estimate, drawn, seeds, shared.get(name))
             line |= {name: effect.estimate, f"{name}_low": effect.low, f"{name}_high": effect.high}
         lines.append(line)
     return pd.DataFrame(lines)

@@ -34,6 +34,7 @@ from bench.verify import runs_of
 from models.checkpoints import CheckpointError, load_published, read_checkpoint
 from models.config import ModelConfig
 from models.segmenter import BoltzFormer
+from reports.build import run_table
 from reports.grid import check_grid
 from reports.load import load_predictions, load_suite
 from reports.sampling import load_cases
@@ -310,6 +311,7 @@ def read_all(suite):
     results = only(lambda: load_suite(suite))
     if results is not None:
         only(lambda: check_grid(results))
+        only(lambda: run_table(results))
         for run in results.runs:
             only(lambda run=run: load_predictions(run, ["p5-z0_toy"]))
     only(lambda: _choose(suite))

@@ -112,6 +112,19 @@ def test_layers_are_left_out_of_the_pooled_spread_and_have_their_own(suite):
     assert "pooled" not in tables["layers"].caption
     of_pair = table_of(suite, "layers").frame  # no spread is given
     pd.testing.assert_frame_equal(tables["layers"].frame, of_pair)
+    differences = pd.read_csv(build_report(suite).tables["differences.csv"]).set_index("label")
+    for name, label in (("layers", "full attention"), ("temperature", "temperature 2")):
+        line = tables[name].frame.set_index("value").loc["3" if name == "layers" else "2", ["low", "high"]]
+        assert differences.loc[f"{label}+Hiera-XT", ["all_low", "all_high"]].tolist() == pytest.approx(line.tolist())
+
+
+def test_layers_alone_pool_nothing(suite):
+    content = json.loads((suite / "suite.json").read_text())
+    content["ablations"] = {"layers": {"3": "boltzformer attention=full attention", "9": "boltzformer"}}
+    rows = {"boltzformer": "BoltzFormer", "boltzformer attention=full attention": "full attention"}
+    content |= {"methods": rows, "runs": [run for run in content["runs"] if "temperature" not in run]}
+    (suite / "suite.json").write_text(json.dumps(content))
+    assert "pooled" not in build_report(suite).tables["differences.md"].read_text()
 
 
 def test_no_figure_without_a_difference(suite, build):

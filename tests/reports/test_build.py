@@ -1,10 +1,12 @@
 """The whole report from a suite folder: the files, the gaps, the imports, the time."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -29,12 +31,26 @@ def suite(build, tmp_path):
     return build.suite(tmp_path, size=48)
 
 
-def test_every_run_has_its_own_average(suite):
+def test_every_run_has_its_own_average(suite, build):
+    failed = run_folder(suite, "sam")
+    build.change(failed / "status.json", state="failed", error="out of memory", fit=None)
+    trained = run_folder(suite, "boltzformer")
+    for folder, git in ((trained, {"commit": "c" * 40, "dirty": True}), (failed, "none")):
+        (folder / "env.json").write_text(json.dumps({"git": git}))
     tables = build_report(suite).tables
-    runs, main = pd.read_csv(tables["runs.csv"]), pd.read_csv(tables["main_table.csv"])
-    assert set(runs["run"]) == {folder.name for folder in suite.glob("*-seed*")}
-    # one seed: a run is a row
-    assert sorted(runs["average"]) == pytest.approx(sorted(main["average"]))
+    runs, main = (pd.read_csv(tables[name], na_values="-") for name in ("runs.csv", "main_table.csv"))
+    runs, main = runs.set_index("run"), main.set_index("method")
+    line, other = runs.loc[trained.name], runs.loc[failed.name]
+    assert line["average"] == pytest.approx(float(main.loc["BoltzFormer+Hiera-XT", "average"]))
+    assert runs.loc[run_folder(suite, "nnunet").name, "average"] != pytest.approx(line["average"])
+    assert line["commit"] == "cccccccccc and changes"
+    assert np.isnan(other["average"]) and other["error"] == "out of memory" and pd.isna(other["commit"])
+
+
+def test_a_suite_without_runs_has_a_report(suite):
+    content = json.loads((suite / "suite.json").read_text())
+    (suite / "suite.json").write_text(json.dumps(content | {"runs": []}))
+    assert build_report(suite).tables["runs.csv"].read_text().startswith("run,state,average")
 
 
 def test_report_is_written_whole(suite):

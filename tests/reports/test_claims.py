@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from experiments.paper import TABLES_3_TO_8
 from reports.build import build_report
@@ -34,7 +35,8 @@ PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned":
         (1.6, 1.2, 2, "share", "undecided: some 400 patients would decide"),
         (0.9, 0, 1.8, "share", "undecided: some 330 patients would decide"),  # 324
         (0.2, 0, 0.5, "share", "supported"),
-        (0, 0, 0, "share", "supported"),
+        (0, 0, 1.3, "share", "supported"),
+        (0, 0, 3.6, "share", "undecided: some 270 patients without a miss would decide"),  # 262
     ],
 )
 def test_the_rule(effect, low, high, rule, expected):
@@ -78,6 +80,20 @@ def test_a_few_patients_decide_nothing():
     clear = Effect(69, 67, 70, 1)
     assert verdict(Measured(clear, 3, 50), "more") == "undecided: 3 patients have such objects, an interval needs 10"
     assert verdict(Measured(clear, 10, 50), "more") == "supported"
+
+
+def test_a_group_without_objects_is_told():
+    nothing = Measured(Effect(np.nan, np.nan, np.nan, np.nan), 0, 50)
+    assert verdict(nothing, "more") == "undecided: 0 patients have such objects, an interval needs 10"
+
+
+def test_no_miss_among_a_few_patients_is_not_none_at_all(build, tmp_path):
+    suite = build.suite(tmp_path, size=48, patients=8, methods={"boltzformer": "BoltzFormer"})
+    line = lines_of(claims_table([load_suite(suite)], NOWHERE)).loc["BoltzFormer misses 1.4% of the targets completely"]
+    assert line["ours"] == line["low"] == 0
+    # what a binomial test allows of none among so many patients
+    assert line["high"] / 100 == pytest.approx(binomtest(0, 3 * 8).proportion_ci(0.95).high)
+    assert line["verdict"].startswith("undecided")
 
 
 @pytest.mark.parametrize("rule", ["more", "no less", "share"])

@@ -9,7 +9,7 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,20 +26,28 @@ from bench.terminal import progress_bar, terminal_console, text_table
 from bench.tune_command import tune
 from bench.verify_command import verify
 
+if TYPE_CHECKING:
+    from bench.spec import Profile
+
 HELP = """Train and compare text-prompted segmentation decoders for small objects on identical splits.
 
 \b
 First steps:
-  bench run --suite smoke      everything once, tiny, in about 3 minutes
+  bench run --suite smoke      the whole way at toy size, in under 3 minutes
   bench run --suite main       the comparison; the profile is chosen from the hardware
   bench tune all               learning rate and weight decay of each decoder, by validation
-  bench ablate temperature     what a part of BoltzFormer is worth, the paper's numbers beside
+  bench ablate temperature     one part of BoltzFormer changed, beside the paper's numbers
   bench report main            the tables and figures again
+  bench data check DIR         whether data of your own are usable, and what is to be mended
   bench predict --help         a trained model on an image of your own
+  bench evaluate --help        scores of the masks of another tool
   bench profile --quick        what the sampled attention saves here, in a minute and a half
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(data_app, name="data")
+
+
+METHODS_HELP = "What to run instead of the suite's methods, e.g. boltzformer,sam; any of `bench list methods`."
 
 
 class Listing(StrEnum):
@@ -61,7 +69,7 @@ def run(
     data: options.Data = None,
     profile: options.Profile = None,
     changes: options.Set = None,
-    methods: Annotated[str | None, typer.Option(help="Only these, e.g. boltzformer,sam.", metavar="A,B")] = None,
+    methods: Annotated[str | None, typer.Option(help=METHODS_HELP, metavar="A,B")] = None,
     backbones: options.Backbones = None,
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,
@@ -316,8 +324,8 @@ def _listing(kind: Listing, runs_dir: Path):
     if kind is Listing.profiles:
         from experiments.profiles import PROFILES
 
-        rows = [[name, profile.title, ", ".join(profile.backbones)] for name, profile in PROFILES.items()]
-        return text_table(["profile", "what it is", "backbones"], rows)
+        rows = [[name, p.title, ", ".join(p.backbones), _reserved(p)] for name, p in PROFILES.items()]
+        return text_table(["profile", "what it is", "backbones", "a trial reserves"], rows)
     from experiments import SUITES
 
     rows = [
@@ -331,6 +339,13 @@ def _listing(kind: Listing, runs_dir: Path):
         for name, suite in SUITES.items()
     ]
     return text_table(["suite", "what it is", "methods", "seeds", "profile"], rows)
+
+
+def _reserved(profile: Profile) -> str:
+    """CPUs, GPUs and memory of a trial, or of each of its workers."""
+    each = f"{profile.workers_per_trial} workers with " if profile.workers_per_trial > 1 else ""
+    gpus = f"{profile.gpus_per_trial:g} GPU, " if profile.gpus_per_trial else ""
+    return f"{each}{profile.cpus_per_trial:g} CPU, {gpus}{profile.memory_gib_per_trial:g} GiB"
 
 
 def _runs(runs_dir: Path):

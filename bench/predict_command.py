@@ -76,7 +76,7 @@ def predict(
 
     \b
     Examples:
-      bench predict scan.png --prompt "lung nodule in CT" --checkpoint boltzformer
+      bench predict scan.png --prompt "lung nodule in CT" --checkpoint main/boltzformer
       bench predict ct.nii.gz --slice 40 --window lung --prompt "lung nodule in CT" --checkpoint main/boltzformer
       bench predict mr.dcm --prompt spleen --prompt aorta --checkpoint runs/main/RUN --show-sampling
     """

@@ -2,7 +2,7 @@
 
     bench run --suite main
 
-The paper's numbers are in experiments/paper.py; runtimes and scores as measured stand in the README.
+The paper's numbers are in experiments/paper.py; runtimes and scores as measured stand in docs/results.md.
 """
 
 from bench.spec import Suite

@@ -154,7 +154,7 @@ def stats(
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the histogram into this PNG, too, by data set and object.", metavar="FILE", dir_okay=False
+            help="Draw the histogram by data set and object into this PNG, too.", metavar="FILE", dir_okay=False
         ),
     ] = None,
 ) -> None:

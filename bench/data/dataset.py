@@ -116,7 +116,7 @@ def find_datasets(paths: Sequence[Path]) -> list[Path]:
             continue
         inside = sorted(p.parent.resolve() for p in path.glob("*/train.json"))
         if not inside:
-            raise UserError(f"{path}: no train.json here or one level below; see the data format in the README")
+            raise UserError(f"{path}: no train.json here or one level below; see docs/data.md for the layout")
         folders += inside
     names = [folder.name for folder in folders]
     for folder in folders:
@@ -154,7 +154,7 @@ def _read_split(reading: _Reading, split: str) -> None:
     try:
         content = load_json(file)
     except FileNotFoundError:
-        return reading.problem("missing file", file, "missing", "write it as the README's data format says")
+        return reading.problem("missing file", file, "missing", "write it as docs/data.md says")
     except (OSError, ValueError) as error:
         if is_lfs_pointer(file):
             return reading.problem("Git-LFS pointer", file, *UNREADABLE["Git-LFS pointer"])

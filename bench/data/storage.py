@@ -72,7 +72,7 @@ def mirror(url: str, cache: Path, on_progress: Callable[[int, int], None] = lamb
             return Path(root)
         listing = _listing(system, root)
     if not listing:
-        raise UserError(f"{url}: no train.json here or one level below; see the data format in the README")
+        raise UserError(f"{url}: no train.json here or one level below; see docs/data.md for the layout")
     folder = cache / protocol / root.strip("/")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a+", encoding="utf-8") as log:

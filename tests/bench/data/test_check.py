@@ -184,7 +184,7 @@ def brighter_copy_in_test(folder):
 BAD = [
     (missing_image, "missing file", IMAGE, "missing", "add it or take it out of train.json"),
     (missing_mask, "missing file", MASK, "missing", "add it or take it out of train.json"),
-    (missing_json, "missing file", "test.json", "missing", "data format"),
+    (missing_json, "missing file", "test.json", "missing", "docs/data.md"),
     (broken_json, "layout", "test.json", "not valid JSON", "write it again"),
     (text_as_image, "unreadable", IMAGE, "cannot be read as an image", "replace the file"),
     (empty_file, "unreadable", MASK, "cannot be read as an image", "replace the file"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECORDS_FILE = "records.parquet"
 PREDICTION_COLUMNS = ("dataset", "object", "image_id", "image_file", "mask_file", "height", "width", "runs")
 STATES = ("finished", "failed", "running", "interrupted", "left out")
+STATUS_FIELDS = {"error": str | None, "seconds": float | int | None, "fit": dict | None}
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
 
 
@@ -166,6 +167,9 @@ def _load_run(folder: Path, methods: dict[str, str], split_hash: str) -> Run:
     if status_path.is_file() and (state not in STATES or not spec_path.is_file()):
         what = "stands without spec.json" if state in STATES else f"has the unknown state '{state}'"
         raise fault(status_path, what)
+    for name, kinds in STATUS_FIELDS.items():
+        if not isinstance(status.get(name), kinds):
+            raise fault(status_path, f"has an unusable '{name}'")
     env_path = folder / "env.json"
     return Run(
         run_id=folder.name,

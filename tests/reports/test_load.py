@@ -104,6 +104,11 @@ def break_state(suite, build):
     return "status.json has the unknown state 'done'"
 
 
+def break_fit(suite, build):
+    build.change(run_folder(suite, "sam") / "status.json", fit=True)
+    return "status.json has an unusable 'fit'"
+
+
 def lose_key(suite, build):
     content = json.loads((suite / "suite.json").read_text())
     del content["split_hash"]
@@ -130,6 +135,7 @@ def name_unknown_run(suite, build):
         break_spec,
         break_json,
         break_state,
+        break_fit,
         lose_key,
         name_unknown_run,
     ],

@@ -47,9 +47,6 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty
 app.add_typer(data_app, name="data")
 
 
-METHODS_HELP = "What to run instead of the suite's methods, e.g. boltzformer,sam; any of `bench list methods`."
-
-
 class Listing(StrEnum):
     """What `bench list` lists."""
 
@@ -69,7 +66,13 @@ def run(
     data: options.Data = None,
     profile: options.Profile = None,
     changes: options.Set = None,
-    methods: Annotated[str | None, typer.Option(help=METHODS_HELP, metavar="A,B")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="What to run instead of the suite's methods, e.g. boltzformer,sam; any of `bench list methods`.",
+            metavar="A,B",
+        ),
+    ] = None,
     backbones: options.Backbones = None,
     seeds: options.Seeds = None,
     executor: options.ExecutorChoice = options.Executor.ray,

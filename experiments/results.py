@@ -26,7 +26,7 @@ from bench.search import in_words
 from bench.suite_folder import read_spec
 from bench.tuned import Trial, read_tuned
 from reports.build import build_report
-from reports.load import load_suite
+from reports.load import SuiteResults, load_suite
 from reports.tables import Column, Table, highlight, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,10 @@ def make_page(root: Path = ROOT) -> Page:
             folder = Path(scratch) / f"{part}-{paper}"
             build_report(root / ARCHIVES / part, folder, paper=paper)
             return folder
+
+        @cache
+        def suite(part: str) -> SuiteResults:
+            return load_suite(root / ARCHIVES / part)
 
         def file(part: str, name: str, paper: bool = False) -> Path:
             path = report(part, paper) / name
@@ -88,9 +92,9 @@ def make_page(root: Path = ROOT) -> Page:
             "exists": exists,
             "ledger": lambda parts: ledger(frames("claims.csv", parts)),
             "side_by_side": lambda parts: side_by_side(frames("seeds.csv", parts)),
-            "about": lambda part: about(root / ARCHIVES / part),
-            "ablated": lambda part: list(load_suite(root / ARCHIVES / part).ablations),
-            "recipe": lambda *parts: recipe([root / ARCHIVES / part for part in parts if exists(part)]),
+            "about": lambda part: about(suite(part)),
+            "ablated": lambda part: list(suite(part).ablations),
+            "recipe": lambda *parts: recipe([suite(part) for part in parts if exists(part)]),
             "searched": lambda part: searched(root / ARCHIVES / part),
         }
         page = _rendered(root / PAGE.with_suffix(".md.j2"), tools)
@@ -153,9 +157,9 @@ def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
     return without_heading(to_markdown(highlight(table, "column", list(keys.values()))))
 
 
-def about(archive: Path) -> str:
+def about(results: SuiteResults) -> str:
     """The command, the split's hash, how many of the runs made here have ended, and what they ran on."""
-    results = load_suite(archive)
+    archive = results.folder
     runs = [run for run in results.runs if run.origin is None and run.state != "left out"]
     finished = sum(run.state == "finished" for run in runs)
     hours = sum(run.seconds or 0 for run in runs) / 3600
@@ -169,11 +173,11 @@ def about(archive: Path) -> str:
     )
 
 
-def recipe(archives: Sequence[Path]) -> str:
-    """The recipe of the decoders of some archives, a line for each field ("by method" where they differ), and
+def recipe(suites: Sequence[SuiteResults]) -> str:
+    """The recipe of the decoders of some suites, a line for each field ("by method" where they differ), and
     BoltzFormer's model. UserError where no run has them.
     """
-    folders = [run.folder for archive in archives for run in load_suite(archive).runs]
+    folders = [run.folder for suite in suites for run in suite.runs]
     specs = [read_spec(folder) for folder in folders if (folder / "spec.json").is_file()]
     recipes = [spec.recipe.model_dump() for spec in specs if spec.recipe is not None]
     models = [spec.model.model_dump() for spec in specs if spec.model is not None and spec.method == "boltzformer"]

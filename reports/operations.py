@@ -53,7 +53,7 @@ def _counted(profile: Path) -> pd.DataFrame:
 
 
 def _times(frame: pd.DataFrame, queries: int, path: str) -> float:
-    """Operations with all tokens, as many as with the sampled ones; NaN where one of them is not known."""
+    """How many times the operations with all tokens are those with the sampled ones; NaN where either is not known."""
     embedding, product = 3 * 2 * FULL.width**2, [2 * side**2 * FULL.width for side in SIDES]
     choice = queries * (len(SIDES) * embedding + sum(product)) / 1e9
     full = _gflop(frame, queries, method="full", path=path)

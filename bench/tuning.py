@@ -126,7 +126,6 @@ def _ray(hardware: Hardware, cpus: float) -> contextlib.AbstractContextManager[N
         object_store_memory=OBJECT_STORE,
         include_dashboard=False,
         runtime_env={"env_vars": ENVIRONMENT | _threads(cpus)},
-        _node_ip_address="127.0.0.1",
     )
 
 

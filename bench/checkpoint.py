@@ -19,20 +19,23 @@ NAME = re.compile(r"resume-\d{8}-[0-9a-f]{16}\.pt")
 
 
 def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors and plain Python values) as of `step`, and removes all but the newest two.
+    """Writes `state` (tensors and plain Python values) as of `step`, and removes all but this one and the one before.
 
     On a full disk training goes on without this one: a line says so.
     """
-    unnamed = run_dir / "resume.partial"
+    unnamed, of_step = run_dir / "resume.partial", f"resume-{step:08d}"
     try:
         write_tensors(unnamed, state)
-        unnamed.replace(run_dir / f"resume-{step:08d}-{sha256_of(unnamed)[:16]}.pt")
+        saved = unnamed.replace(run_dir / f"{of_step}-{sha256_of(unnamed)[:16]}.pt")
     except OSError as error:
         if (message := full_disk(error)) is None:
             raise
         print(f"no checkpoint at step {step}: {message}")
         return
-    for file in checkpoints(run_dir)[KEPT:]:
+    # one of a later step was torn, or training would not be here again
+    others = [file for file in checkpoints(run_dir) if file != saved]
+    kept = [file for file in others if file.name < of_step][: KEPT - 1]
+    for file in set(others) - set(kept):
         file.unlink(missing_ok=True)
 
 

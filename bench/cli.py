@@ -265,16 +265,17 @@ def ui(
     Example:
       bench ui --port 5001
     """
-    from bench.tracking import shown, store_uri
+    from bench.tracking import store_uri
+    from bench.urls import masked
 
     uri = store_uri(runs_dir)
     if uri.startswith(("http://", "https://")):
-        print(f"MLflow runs at {shown(uri)}: open it in a browser")
+        print(f"MLflow runs at {masked(uri)}: open it in a browser")
         return
     database = runs_dir / "mlflow.db"
     if uri.startswith("sqlite:") and not os.environ.get("MLFLOW_TRACKING_URI") and not database.exists():
         raise UserError(f"{database} does not exist: start with `bench run`, or name the folder with --runs-dir")
-    print(f"http://127.0.0.1:{port} shows {shown(uri)}; Ctrl-C ends it")
+    print(f"http://127.0.0.1:{port} shows {masked(uri)}; Ctrl-C ends it")
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
     # not on the command line, which everybody on this machine sees: the URI may hold a password
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}

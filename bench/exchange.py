@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_json
-from bench.data.storage import VERSION_FIELDS, connections, open_url, telling
+from bench.data.storage import IN_ENVIRONMENT, VERSION_FIELDS, connections, open_url, telling
 from bench.errors import UserError
 from bench.limits import load_json
+from bench.urls import refuse_password
 
 RECORD = ".exchange.json"
 STATUS = "status.json"  # a run folder's last file: who sees it sees the files that it speaks of
 WHOLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl")  # object stores show a file when all of it is there
 LARGE = 16 * 2**20  # bytes; a larger file is not read into memory
 LEFT_OUT = re.compile(r"(^|/)(\.|scratch-)|\.(tmp|partial|lock)$|^lock$")
-PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")  # abfs://container@account has none
 
 Wanted = Callable[[str], bool]
 Stamp = tuple[int, int]  # size in bytes, mtime in ns
@@ -36,11 +36,7 @@ def everything(name: str) -> bool:
 
 def check_url(url: str) -> None:
     """UserError where `--storage` cannot be this URL; nobody is asked over the network."""
-    if PASSWORD.search(url):
-        raise UserError(
-            f"--storage {PASSWORD.sub('://***@', url)} holds a password: give it in the environment, where the file "
-            "system looks for it (FSSPEC_FTP_PASSWORD, AWS_SECRET_ACCESS_KEY, ...)"
-        )
+    refuse_password("--storage", url, IN_ENVIRONMENT)
     if "://" not in url:
         raise UserError(f"--storage {url!r} is no URL: write s3://bucket/runs, or file:///folder; or use --runs-dir")
     open_url(url, "runs")
@@ -127,6 +123,22 @@ class Exchange:
             self.system.invalidate_cache()
             return self.system.exists(f"{self.root}/{name}")
 
+    def get(self, name: str) -> bytes | None:
+        """The bytes of a file at the URL, which goes to no folder; None where there is none."""
+        with telling(self.url):
+            self.system.invalidate_cache()
+            if not self.system.exists(path := f"{self.root}/{name}"):
+                return None
+            try:
+                return self.system.cat_file(path)
+            except FileNotFoundError:
+                return None
+
+    def put(self, name: str, content: bytes) -> None:
+        """Writes a file at the URL, whole or not at all."""
+        with telling(self.url, "written"):
+            self._write(name, lambda target: self.system.pipe_file(target, content))
+
     def _listing(self) -> dict[str, str]:
         """The version of every file at the URL, by its name below it."""
         with telling(self.url):
@@ -199,21 +211,28 @@ class Exchange:
 
     def _send(self, name: str, stamp: Stamp) -> bool:
         """Whether the file as it was at `stamp` is at the URL now."""
-        file, there = self.folder / name, f"{self.root}/{name}"
-        where = there.rpartition("/")[0]
-        if not self._whole and where not in self._made:
-            self._make_folder(where)
-        target = there if self._whole else f"{where}/.{uuid.uuid4().hex}.tmp"
+        file = self.folder / name
         if stamp[0] > LARGE:
-            self.system.put_file(str(file), target)
+            self._write(name, lambda target: self.system.put_file(str(file), target))
         else:
             content = _content(file)
             if self._stamp(name) != stamp:  # written to, or removed, since it was looked at
                 return False
-            self.system.pipe_file(target, content)
-        if not self._whole:
-            self.system.mv(target, there)
+            self._write(name, lambda target: self.system.pipe_file(target, content))
         return self._stamp(name) == stamp
+
+    def _write(self, name: str, write: Callable[[str], None]) -> None:
+        """`write(target)` writes the file `name` at the URL, by another name where half of it could be read."""
+        there = f"{self.root}/{name}"
+        where = there.rpartition("/")[0]
+        if self._whole:
+            write(there)
+            return
+        if where not in self._made:
+            self._make_folder(where)
+        target = f"{where}/.{uuid.uuid4().hex}.tmp"
+        write(target)
+        self.system.mv(target, there)
 
     def _make_folder(self, where: str) -> None:
         """Each folder by itself: another machine may make any of them at the same time."""

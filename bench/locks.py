@@ -1,12 +1,12 @@
 """One `bench run` at a time in a suite's folder, one process at a time in a trial's.
 
-
 The kernel frees the lock of a dead holder, and who comes next removes what it has left half-written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from bench.atomic import remove_leftovers
 from bench.errors import UserError
@@ -22,6 +23,24 @@ LOCK = "lock"
 TUNE_FILES = ".tune-"  # begins the name of the folder that Ray Tune has while a suite runs
 PATIENCE = 300.0  # seconds for the process of a killed driver to end
 POLL = 0.2  # seconds
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system
+
+
+def lock_file(handle: TextIO, wait: bool = True) -> None:
+    """Locks an open file until it is closed, after waiting for whoever holds it.
+
+    BlockingIOError where it is held and `wait` is False; UserError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        where = Path(handle.name).parent
+        raise UserError(
+            f"{where} is on a file system without locks ({error.strerror}): mount it with them (Lustre: -o flock), "
+            "or choose another folder"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -30,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(handle, wait=False)
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "unknown"
@@ -54,7 +73,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(handle, wait=False)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,8 @@ from bench.atomic import read_json
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
-from bench.locks import locked
+from bench.lease import leased
+from bench.locks import lock_file, locked
 from bench.plan import (
     Choice,
     Plan,
@@ -72,8 +72,7 @@ def run(request: Request, console: Console) -> int:
     plan = prepare(request, console)
     if plan is None:
         return USER_ERROR
-    with locked(plan.folder):
-        bring_from_storage(plan, request)
+    with alone(plan, request):
         plan = _with_kept(plan)
         todo = missing(plan)
         show(plan, console, todo, request.executor)
@@ -96,10 +95,17 @@ def run(request: Request, console: Console) -> int:
     return exit_code(plan, failed)
 
 
-def bring_from_storage(plan: Plan, request: Request) -> None:
-    """Brings what `--storage` has of the suite into its folder. UserError where that is another one's."""
-    if request.storage is not None:
-        sharing.bring(request.storage, plan.folder, lambda: check_folder(plan, request.runs_dir))
+@contextlib.contextmanager
+def alone(plan: Plan, request: Request) -> Iterator[None]:
+    """Holds the suite's folder, and its place at `--storage` with what is there brought into the folder.
+
+    UserError where another command holds it, or where what is there is another suite.
+    """
+    with locked(plan.folder), contextlib.ExitStack() as held:
+        if request.storage is not None:
+            held.enter_context(leased(sharing.exchange_of(request.storage, plan.folder)))
+            sharing.bring(request.storage, plan.folder, lambda: check_folder(plan, request.runs_dir))
+        yield
 
 
 def send_to_storage(plan: Plan, request: Request) -> None:
@@ -214,7 +220,7 @@ def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:
     folder = phantom_folder(request, choice)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits, and then finds it there
+        lock_file(lock)  # a second run waits, and then finds it there
         with progress_bar(console, "generating the phantom") as on_progress:
             return generate(
                 folder,

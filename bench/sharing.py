@@ -7,7 +7,6 @@ trial for its run folder, the driver for all else.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -23,6 +22,7 @@ from bench.checkpoint import checkpoints
 from bench.errors import UserError
 from bench.exchange import STATUS, Exchange
 from bench.execute import mark_interrupted
+from bench.locks import lock_file
 from bench.stopping import STOP
 
 INTERVAL = 3.0  # seconds between two looks at what has changed
@@ -173,7 +173,7 @@ def _bring_data(storage: str, here: Path, there: Path, home: Path) -> None:
     for part in _data_sets(here / "suite.json", there):
         (home / part).mkdir(parents=True, exist_ok=True)
         with (home / f"{part.replace('/', '-')}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # other trials of this machine
+            lock_file(lock)  # other trials of this machine
             Exchange(f"{storage.rstrip('/')}/{DATA}/{part}", home / part).pull()
     for file in here.glob("*.json"):
         write_json(file, _moved(read_json(file, "run `bench run` again"), f"{there}/", f"{home}/"))

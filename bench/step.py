@@ -122,10 +122,19 @@ def take_step(
 
     `loss_of` is the mean loss over a batch's prompts. Where a worker's memory does not suffice, all begin the step anew
     with half the images at a time, by the same draws, and keep to it; where that fails too the error stands.
-    FloatingPointError for a loss that is not finite: it names the file that then holds the batch.
+    FloatingPointError for a loss or a gradient that is not finite, before it reaches the weights: it names the file
+    that then holds the batch.
     """
     step, before = now.step + 1, training.random_state()
     failure = None
+
+    def broken_off(what: str, rank: int) -> FloatingPointError:
+        file = run_dir / NOT_FINITE
+        if workers.rank == rank:
+            _leave(file, training, batch, before, step)
+        workers.gather(0)  # the error of one ends the processes of all: not before the file is there
+        return FloatingPointError(f"{what} at step {step}; its batch is in {file}")
+
     while True:
         error, loss = None, 0.0
         try:
@@ -151,19 +160,17 @@ def take_step(
         log.metrics(step, images_at_once=now.micro_batch)
     losses = [loss for loss, _ in found]
     if broken := [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]:
-        file = run_dir / NOT_FINITE
-        if workers.rank == broken[0]:
-            _leave(file, training, batch, before, step)
-        workers.gather(0)  # the error of one ends the processes of all: not before the file is there
-        raise FloatingPointError(f"the training loss is {losses[broken[0]]} at step {step}; its batch is in {file}")
+        raise broken_off(f"the training loss is {losses[broken[0]]}", broken[0])
     workers.sum_gradients(training.model.parameters())
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), clip_norm)
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), clip_norm).item()
+    if not math.isfinite(norm):
+        raise broken_off(f"the gradient's norm is {norm}", 0)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.schedule.step()
     if training.average is not None:
         training.average.update_parameters(training.model)
-    return sum(losses), norm.item()
+    return sum(losses), norm
 
 
 def _backward(

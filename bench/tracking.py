@@ -8,23 +8,21 @@ again without a look they might be there twice: a call that failed here may have
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError
+from bench.locks import lock_file
+from bench.urls import masked, refuse_password
 
 EXPERIMENT = "boltzbench"
 FLUSH_INTERVAL = 5.0  # seconds; a call to SQLite takes a third of a second when several trials write
 RETRY_INTERVAL = 60.0  # seconds before a tracker that failed is tried again
 BATCH = 1000  # metrics per call, MLflow's limit
-PASSWORD = re.compile(r"://[^/@\s]+@")
 CHECKPOINT_LIMIT = 256 * 2**20  # bytes; larger artifacts stay in the run folder only
 
 
@@ -33,17 +31,12 @@ def store_uri(runs_dir: Path, asked: str | None = None) -> str:
 
     UserError where the one asked for holds a password: a command line is seen and kept by others.
     """
-    if asked is not None and PASSWORD.search(asked):
-        raise UserError(
-            f"--tracking-uri {shown(asked)} holds a password: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment"
+    if asked is not None:
+        instead = (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment"
         )
+        refuse_password("--tracking-uri", asked, instead)
     return asked or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
-
-
-def shown(text: str) -> str:
-    """The text with what stands before an @ in a URI left out."""
-    return PASSWORD.sub("://***@", text)
 
 
 def client(uri: str) -> Any:
@@ -68,7 +61,7 @@ def initialize_store(uri: str, runs_dir: Path) -> bool:
     runs_dir.mkdir(parents=True, exist_ok=True)
     try:
         with (runs_dir / ".mlflow.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock)
             _experiment_id(client(uri), runs_dir if uri.startswith("sqlite:") else None)
         return True
     except Exception as error:
@@ -86,9 +79,9 @@ def _experiment_id(mlflow: Any, runs_dir: Path | None) -> str:
 
 
 def _warn(uri: str, error: Exception) -> None:
-    reason = shown((str(error).splitlines() or [""])[0][:200])
+    reason = masked((str(error).splitlines() or [""])[0])[:200]
     print(
-        f"warning: MLflow at {shown(uri)} is not reachable ({type(error).__name__}: {reason}); "
+        f"warning: MLflow at {masked(uri)} is not reachable ({type(error).__name__}: {reason}); "
         "the run goes on, everything is in the run folders, and the same command sends it later",
         file=sys.stderr,
     )

@@ -23,7 +23,6 @@ from bench.atomic import read_json, write_json, write_text
 from bench.errors import UserError
 from bench.execute import build, run_state
 from bench.interface import FitSummary, Sample, Spread
-from bench.locks import locked
 from bench.options import names
 from bench.plan import Plan, Request
 from bench.publish import publish_rest, starting_weights
@@ -146,8 +145,7 @@ def tune(request: Request, console: Console) -> int:
     plan = driver.prepare(request, console)
     if plan is None:
         return driver.USER_ERROR
-    with locked(plan.folder):
-        driver.bring_from_storage(plan, request)
+    with driver.alone(plan, request):
         searches = _searches(plan)
         budget = _budget(plan, request)
         for specs in searches:

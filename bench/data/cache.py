@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from bench.data.augment import View, draw_view, view_image, view_mask
 from bench.data.dataset import load_image, load_mask
 from bench.data.geometry import image_to_square, mask_to_square
 from bench.interface import Batch, Part, Sample
+from bench.locks import lock_file
 from bench.spec import Recipe
 
 
@@ -50,7 +50,7 @@ def decode(samples: Sequence[Sample], size: int, folder: Path) -> DecodedSamples
     folder.parent.mkdir(parents=True, exist_ok=True)
     offsets = np.cumsum([0, *(len(s.targets) for s in samples)])
     with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock)
         if not folder.exists():
             _write(samples, size, offsets, folder)
     arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks")]

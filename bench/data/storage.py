@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 from bench.atomic import write_file
 from bench.data.dataset import SPLITS, find_datasets
 from bench.errors import UserError
+from bench.locks import lock_file
+from bench.urls import refuse_password
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -27,6 +28,9 @@ CREDENTIALS = {
     "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket FSSPEC_S3_ANON=true",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
 }
+IN_ENVIRONMENT = (
+    "give it in the environment, where the file system looks for it (FSSPEC_FTP_PASSWORD, AWS_SECRET_ACCESS_KEY, ...)"
+)
 
 
 def is_url(place: str | Path) -> bool:
@@ -35,7 +39,12 @@ def is_url(place: str | Path) -> bool:
 
 
 def local_folders(places: Sequence[str | Path], cache: Path) -> list[Path]:
-    """`places` with each URL replaced by its mirror in `cache`, brought up to date behind a progress bar."""
+    """`places` with each URL replaced by its mirror in `cache`, brought up to date behind a progress bar.
+
+    UserError for one that holds a password.
+    """
+    for place in filter(is_url, places):
+        refuse_password("the URL", str(place), IN_ENVIRONMENT)
     return [_mirror_with_bar(str(place), cache) if is_url(place) else Path(place) for place in places]
 
 
@@ -76,7 +85,7 @@ def mirror(url: str, cache: Path, on_progress: Callable[[int, int], None] = lamb
     folder = cache / protocol / root.strip("/")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a+", encoding="utf-8") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        lock_file(log)
         copied = _copied(log)
         for name in filter(lambda name: _belongs(name.split("/")), copied.keys() - listing.keys()):
             (folder / name).unlink(missing_ok=True)

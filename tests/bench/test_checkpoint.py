@@ -114,6 +114,22 @@ def test_a_damaged_one_is_passed_over(damage, tmp_path, capsys):
     file.write_bytes(kinds[damage])
     assert newest_checkpoint(tmp_path)[1]["step"] == 1
     assert f"{file.name} is torn or altered" in capsys.readouterr().out
+    # training is at step 1 again: what it saves on the way pushes no whole one out
+    for step, kept in ((2, [1, 2]), (3, [2, 3])):
+        save_checkpoint(tmp_path, step, {"step": step, "weights": torch.ones(10)})
+        assert [torch.load(path, weights_only=True)["step"] for path in sorted(tmp_path.glob("resume-*.pt"))] == kept
+
+
+@pytest.mark.fault
+def test_with_both_damaged_what_is_saved_next_stays(tmp_path):
+    for step in (90, 100):
+        save_checkpoint(tmp_path, step, {"step": step})
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+    assert newest_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, 10, {"step": 10})
+    assert newest_checkpoint(tmp_path)[1]["step"] == 10
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(("method", "ema"), [("boltzformer", 0.0), ("sam3", 0.0), ("boltzformer", 0.8)])

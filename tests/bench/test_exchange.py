@@ -97,6 +97,18 @@ def test_folders_that_another_machine_has_made_in_the_meantime(place, tmp_path):
     assert contents(tmp_path / "both") == {"one/a/model.pt": b"one", "other/a/model.pt": b"other"}
 
 
+def test_a_file_that_lies_at_the_url_alone(place, tmp_path):
+    url = f"{place}/alone"
+    exchange = Exchange(url, tmp_path / "one")
+    assert exchange.get(".sign") is None
+    for content in (b"first", b"second"):
+        exchange.put(".sign", content)
+        assert Exchange(url, tmp_path / "other").get(".sign") == content
+    assert not exchange.names_there()
+    exchange.remove(".sign")
+    assert exchange.get(".sign") is None
+
+
 def test_a_status_is_never_there_before_its_files(tmp_path, monkeypatch):
     (tmp_path / "one/a").mkdir(parents=True)
     for name in ("status.json", "records.parquet", "zoo"):

@@ -1,5 +1,7 @@
 """Locks of suite and trial folders, held by real processes."""
 
+import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -52,6 +54,16 @@ def test_a_process_that_does_not_end_is_told(holder, tmp_path, monkeypatch):
     holder("alone_in", 60)
     monkeypatch.setattr(locks, "PATIENCE", 0.5)
     with pytest.raises(UserError, match=r"another process works in .* and does not end"), alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("hold", [locked, alone_in])
+def test_a_file_system_without_locks_is_told(hold, tmp_path, monkeypatch):
+    def no_locks(handle, flags):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match=f"^{tmp_path} is on a file system without locks .*-o flock"), hold(tmp_path):
         pass
 
 

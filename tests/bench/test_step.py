@@ -67,21 +67,25 @@ def batch(toy, tmp_path):
     return Batch(made.images, prompts, made.image_index[keep], made.masks[keep])
 
 
+def training_of(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # what it takes away are the gradients
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    sampling = SharedGenerator()
+    sampling.manual_seed(0)
+    return Training(model, optimizer, schedule, sampling)
+
+
 def one_step(method, batch, at_once, run_dir):
     """Loss, gradient norm, gradients and the generator's end state of a step, `at_once` images at a time."""
     torch.manual_seed(0)
     model = METHODS[method].build(spec_of(method)).build()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # what it takes away are the gradients
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    sampling = SharedGenerator()
-    sampling.manual_seed(0)
-    training = Training(model, optimizer, schedule, sampling)
-    loss_of = lambda part: batch_loss(model, part, "fp32", sampling)  # noqa: E731
+    training = training_of(model)
+    loss_of = lambda part: batch_loss(model, part, "fp32", training.sampling)  # noqa: E731
     now = Progress(micro_batch=at_once)
     loss, norm = take_step(training, counted(batch, Workers()), loss_of, 1e9, now, Workers(), Quiet(), run_dir)
     gradients = [old - new.detach() for old, new in zip(before, model.parameters(), strict=True)]
-    return loss, norm, gradients, sampling.get_state()
+    return loss, norm, gradients, training.sampling.get_state()
 
 
 @pytest.mark.parametrize("method", SEGMENTERS)
@@ -204,6 +208,20 @@ def test_a_loss_that_is_not_finite_leaves_the_batch_that_gives_it_again(toy, tmp
         sampling.first, sampling.total = part.part.first, part.part.total
         losses.append(batch_loss(model.train(), part, "fp32", sampling).item())
     assert not all(torch.tensor(losses).isfinite())
+
+
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(batch, tmp_path):
+    """A loss may be finite where its slope is not, as that of a square root at 0."""
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    training = training_of(model)
+    with pytest.raises(FloatingPointError, match=r"^the gradient's norm is (inf|nan) at step 1; its batch is in "):
+        take_step(
+            training, batch, lambda part: model.weight.sqrt().sum(), 1.0, Progress(), Workers(), Quiet(), tmp_path
+        )
+    assert model.weight.item() == 0
+    left = torch.load(tmp_path / "not-finite.pt", weights_only=True)
+    assert torch.equal(left["images"], batch.images) and left["model"]["weight"].item() == 0
 
 
 LIMITED = """

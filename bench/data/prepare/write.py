@@ -6,7 +6,6 @@ there, their files are moved to train/, train_mask/, test/ and test_mask/ and th
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from bench.data.dataset import SPLITS, inside
 from bench.data.prepare.recipe import VERSION, Options, Picture, pictures
 from bench.data.prepare.volume import Volume
 from bench.errors import UserError
+from bench.locks import lock_file
 
 MANIFEST, UNFINISHED, RECORD = "manifest.json", ".unfinished", "scan.json"
 
@@ -115,7 +115,7 @@ def write_dataset(
 def _locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock, wait=False)
         except BlockingIOError:
             raise UserError(f"{folder} is being written by another 'bench data prepare': wait for it") from None
         yield

@@ -171,6 +171,15 @@ def test_unusable_urls_are_told(url, message, memory, tmp_path):
         mirror(url, tmp_path)
 
 
+def test_a_password_is_refused_before_anything_is_read(bench, tmp_path):
+    with pytest.raises(UserError, match=r"^the URL ftp://\*\*\*@host/set holds a password: .*FSSPEC_FTP_PASSWORD"):
+        local_folders(["ftp://me:s3cret@host/set"], tmp_path)
+    words = ("run", "--suite", "smoke", "--data", "ftp://me:s3cret@127.0.0.1:9/set", "--runs-dir", tmp_path)
+    done = bench(*words)
+    assert done.returncode == 2 and "holds a password" in done.stderr
+    assert "s3cret" not in done.stderr + done.stdout and not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("abfs", "adlfs")])
 def test_a_missing_package_is_named(protocol, package, told_without):
     told = told_without(package, "bench.data.storage", f"mirror('{protocol}://bucket/set', None)")

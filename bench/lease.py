@@ -1,0 +1,95 @@
+"""One `bench run` at a time on a suite at a --storage URL, which has no locks: the driver there gives signs of life."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from bench.errors import UserError
+from bench.exchange import Exchange
+
+DRIVER = ".driver.json"  # at the suite's URL
+BEAT = 5.0  # seconds from one sign of life to the next
+SILENCE = 20.0  # seconds without one after which a driver is dead
+PAUSE = 1.0  # seconds until one that has begun at the same moment is seen
+
+
+@contextlib.contextmanager
+def leased(exchange: Exchange) -> Iterator[None]:
+    """Holds the suite at the URL for this process, which holds the suite's folder already (`bench.locks.locked`).
+
+    UserError naming the driver that holds it. One that is silent is waited for, and taken for dead in the end.
+    """
+    mine = {"process": os.getpid(), "host": socket.gethostname(), "folder": str(exchange.folder.resolve())}
+    mine["id"] = uuid.uuid4().hex
+    there = _read(exchange)
+    # who had this very folder has let it go, or is dead
+    if there and [there.get("host"), there.get("folder")] != [mine["host"], mine["folder"]]:
+        _wait_for_silence(exchange, there)
+    _write(exchange, mine, 0)
+    time.sleep(PAUSE)
+    there = _read(exchange)
+    if there is None or there.get("id") != mine["id"]:
+        raise _in_use(exchange, there or {})
+    ended = threading.Event()
+
+    def live() -> None:
+        beat = 0
+        while not ended.wait(BEAT):
+            beat += 1
+            with contextlib.suppress(UserError, OSError):  # a storage that does not answer is asked again
+                # fsspec gives each thread a connection of its own
+                _write(Exchange(exchange.url, exchange.folder), mine, beat)
+
+    thread = threading.Thread(target=live, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(UserError):  # what was left is silent, and costs the next one a wait
+            exchange.remove(DRIVER)
+
+
+def _wait_for_silence(exchange: Exchange, first: dict) -> None:
+    told = f"{exchange.url} was last used by {_who(first)}: looking for {SILENCE:.0f} s whether it lives"
+    print(told, file=sys.stderr)
+    deadline = time.monotonic() + SILENCE
+    while time.monotonic() < deadline:
+        time.sleep(min(BEAT, SILENCE) / 5)
+        now = _read(exchange)
+        if now is None:
+            return
+        if now != first:
+            raise _in_use(exchange, now)
+
+
+def _in_use(exchange: Exchange, there: dict) -> UserError:
+    return UserError(f"{exchange.url} is in use by {_who(there)}: wait for it, or choose another --name")
+
+
+def _who(there: dict) -> str:
+    return f"`bench run` of process {there.get('process', 'unknown')} on {there.get('host', 'another machine')}"
+
+
+def _read(exchange: Exchange) -> dict | None:
+    content = exchange.get(DRIVER)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(exchange: Exchange, mine: dict, beat: int) -> None:
+    exchange.put(DRIVER, json.dumps(mine | {"beat": beat}).encode())

@@ -1,0 +1,83 @@
+"""A suite at a URL is one driver's at a time; drivers are real processes with folders of their own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import lease
+from bench.errors import UserError
+from bench.exchange import Exchange
+from bench.lease import DRIVER, leased
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from bench import lease
+from bench.exchange import Exchange
+lease.BEAT = lease.PAUSE = 0.2
+with lease.leased(Exchange(sys.argv[1], Path(sys.argv[2]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"file://{tmp_path}/storage/two"
+
+
+@pytest.fixture
+def holder(started, url, tmp_path):
+    """A process that holds the suite from a folder of its own."""
+    command = [sys.executable, "-c", HOLDER, url, tmp_path / "first" / "two"]
+    process = started(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdout.readline().strip() == "held"
+    return process
+
+
+def test_a_second_driver_is_told_of_the_first(holder, url, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "PAUSE", 0.2)
+    who = f"`bench run` of process {holder.pid} on {socket.gethostname()}"
+    second = Exchange(url, tmp_path / "second" / "two")
+    with pytest.raises(UserError, match=f"^{url} is in use by {who}: wait for it, or choose"), leased(second):
+        pass
+    assert f"{url} was last used by {who}: looking for 20 s" in capsys.readouterr().err
+    # who dies is silent from then on
+    holder.kill()
+    holder.wait()
+    monkeypatch.setattr(lease, "SILENCE", 1.0)
+    began = time.monotonic()
+    with leased(second):
+        assert time.monotonic() - began >= 1.0
+        assert f'"process": {os.getpid()}'.encode() in second.get(DRIVER)
+    assert second.get(DRIVER) is None
+
+
+def test_the_folder_of_a_dead_driver_goes_on_at_once(holder, url, tmp_path, monkeypatch, capsys):
+    """Whoever holds the folder knows that the one before does not."""
+    holder.kill()
+    holder.wait()
+    monkeypatch.setattr(lease, "PAUSE", 0.1)
+    with leased(Exchange(url, tmp_path / "first" / "two")):
+        pass
+    assert not capsys.readouterr().err
+
+
+def test_of_two_that_begin_at_once_one_goes_on(url, tmp_path, monkeypatch):
+    ours, others = Exchange(url, tmp_path / "ours"), Exchange(url, tmp_path / "others")
+    monkeypatch.setattr(time, "sleep", lambda seconds: others.put(DRIVER, b'{"process": 7, "host": "other"}'))
+    with pytest.raises(UserError, match="in use by `bench run` of process 7 on other"), leased(ours):
+        pass
+
+
+def test_the_command_is_refused_before_it_trains(bench, holder, url, tmp_path):
+    words = ("run", "--suite", "smoke", "--methods", "location_prior", "--executor", "local", "--name", "two")
+    done = bench(*words, "--storage", url.removesuffix("/two"), "--runs-dir", tmp_path / "second")
+    assert done.returncode == 2 and f"{url} is in use by `bench run` of process {holder.pid}" in done.stderr
+    assert not list(tmp_path.glob("second/two/*/spec.json"))

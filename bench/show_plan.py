@@ -27,7 +27,9 @@ def budget(spec: RunSpec, work: Workload) -> str:
         return "pre-trained, not trained here"
     if spec.recipe is not None:
         recipe = spec.recipe
-        return f"{recipe.steps} steps x {recipe.batch_images} images, {recipe.image_size} px"
+        epochs = recipe.steps * recipe.batch_images / max(1, work.train_images)
+        count = f"{epochs:.{0 if epochs >= 10 else 1}f} epochs"
+        return f"{recipe.steps} steps x {recipe.batch_images} images ({count}), {recipe.image_size} px"
     if spec.nnunet is not None:
         own = spec.nnunet
         iterations = own.epochs * own.iterations_per_epoch

@@ -6,7 +6,7 @@ import re
 
 from bench.errors import UserError
 
-NAMES = "passw|pwd|token|secret|sig|access_?key|api_?key"  # in the name of a value of the query
+NAMES = "passw|pwd|token|secret|(?<![a-z])sig|access_?key|api_?key"  # in the name of a value of the query
 # what holds one, and the same without it; abfs://container@account and ftp://me@host hold none
 SECRETS = (
     (re.compile(r"(https?://)[^/@\s]+@", re.I), r"\1***@"),  # the name alone may be a token

@@ -103,13 +103,14 @@ def assert_equal_runs(runs, others, curves_in_folder):
 
 
 def assert_in_mlflow_once(runs, curves_in_folder):
-    """One MLflow run for each trial, with each point of its history.jsonl once."""
+    """One MLflow run for each suite and each trial, with each point of the trial's history.jsonl once."""
     # a copy of its own: MLflow keeps a file open that may since have been removed and made anew
     copy = shutil.copyfile(runs / "mlflow.db", runs.parent / f"mlflow-{time.time_ns()}.db")
     client = tracking.client(f"sqlite:///{copy}")
     found = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
     keys = [run.data.tags["bench_key"] for run in found]
-    assert len(set(keys)) == len(keys), keys
+    assert len(keys) == len(set(keys)) == len([*runs.glob("*/suite.json"), *runs.glob("*/*-seed*")]), keys
+    assert not [key for key in keys if key.startswith("replaced")]
     for run_dir in runs.glob("*/*-seed*"):
         run_id = run_state(run_dir)["in_mlflow"]
         for name, points in curves_in_folder(run_dir).items():
@@ -176,14 +177,37 @@ def test_the_killed_command_goes_on_from_its_checkpoint(suite, tmp_path):
     assert "goes on from step 10" in ends_as_if_left_alone()
 
 
+def kill_driver(running):
+    """Ends the command alone; its Ray and its trial may live on for a moment."""
+    running.kill()
+    assert running.wait() in (-signal.SIGKILL, 0)
+
+
+def kill_worker(running):
+    """Ends the process that Ray has for the trial; whether there was one."""
+    below = psutil.Process(running.pid).children(recursive=True)
+    workers = [process for process in below if process.name().startswith("ray::ImplicitFun")]
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    return bool(workers)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("half", [0, 1])
-def test_killed_at_twenty_random_moments_it_ends_the_same(half, suite, curves_in_folder, tmp_path):
-    """Four before its trial begins, sixteen between there and the end of the process: one in each part of that time."""
-    command, ends_as_if_left_alone = suite(more=CHECKPOINTS)
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_killed_at_twenty_random_moments_it_ends_the_same(executor, suite, curves_in_folder, tmp_path):
+    """Ten by each executor: two before the trial begins, eight between there and the end of the process, one in each
+    part of that time. Locally it is the process group that is killed; with Ray the group, the command alone, or the
+    trial's worker, which the command then replaces.
+    """
+    command, ends_as_if_left_alone = suite(executor=executor, more=CHECKPOINTS)
 
     def begins(runs, since):
         return any(file.stat().st_mtime > since for file in tmp_path.glob(f"{runs}/*/*/env.json"))
+
+    def has_ended():
+        assert_equal_runs(tmp_path / "killed", tmp_path / "timed", curves_in_folder)
+        shutil.rmtree(tmp_path / "killed")
 
     since = time.time()
     running = start([*command[:-1], "timed"], tmp_path)
@@ -195,28 +219,36 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(half, suite, curves_in
     seed = chance.randrange(2**32)
     print(f"random moments by seed {seed}")  # pytest shows it where the test fails
     chance.seed(seed)
-    parts = list(range(half, 20, 2))
+    parts = list(range(10))
     chance.shuffle(parts)
+    victims = chance.sample(["worker", "driver", "group"] * 4, 10) if executor == "ray" else ["group"] * 10
     had_checkpoint = 0
     while parts:
         fresh, since, part = not (tmp_path / "killed").exists(), time.time(), parts[-1] + chance.random()
         running = start(command, tmp_path)
-        if part < 4:
-            seconds = part / 4 * before
+        if part < 2:
+            seconds = part / 2 * before
         else:
             wait_for(lambda since=since: begins("killed", since), running)
-            seconds = (part - 4) / 16 * after
+            seconds = (part - 2) / 8 * after
             began = time.time()
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert running.wait(seconds) == 0
             # it has ended before: it went on from so late, or the machine is quicker now. Again from the beginning
-            after = min(after, time.time() - began) if fresh and part >= 4 else after
-            assert_equal_runs(tmp_path / "killed", tmp_path / "timed", curves_in_folder)
-            shutil.rmtree(tmp_path / "killed")
+            after = min(after, time.time() - began) if fresh and part >= 2 else after
+            has_ended()
             continue
-        kill_group(running)
-        had_checkpoint += any(tmp_path.glob("killed/*/*/resume-*.pt"))
         parts.pop()
+        victim = victims.pop()
+        print(f"{victim} after {time.time() - since:.1f} s")
+        had_checkpoint += any(tmp_path.glob("killed/*/*/resume-*.pt"))
+        if victim == "worker" and kill_worker(running):
+            assert running.wait(WAIT) == 0
+            has_ended()
+        elif victim == "group":
+            kill_group(running)
+        else:
+            kill_driver(running)
     assert had_checkpoint
     ends_as_if_left_alone()
 
@@ -226,8 +258,7 @@ def test_a_killed_driver_may_be_followed_at_once(suite, tmp_path):
     command, ends_as_if_left_alone = suite(executor="ray")
     running = start(command, tmp_path)
     assert wait_for(lambda: at_step_10(tmp_path), running)
-    running.kill()
-    assert running.wait() == -signal.SIGKILL
+    kill_driver(running)
     ends_as_if_left_alone()
 
 
@@ -268,9 +299,7 @@ def test_a_killed_worker_is_replaced_while_the_command_goes_on(suite, tmp_path):
     command, ends_as_if_left_alone = suite(executor="ray")
     running = start(command, tmp_path)
     assert wait_for(lambda: at_step_10(tmp_path), running)
-    below = psutil.Process(running.pid).children(recursive=True)
-    (worker,) = [process for process in below if process.name().startswith("ray::ImplicitFun")]
-    worker.kill()
+    assert kill_worker(running)
     code, said = ended(running, tmp_path)
     assert code == 0, said
     assert "goes on from step 10" in ends_as_if_left_alone()

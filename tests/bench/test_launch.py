@@ -84,11 +84,11 @@ def follower_of(run_dir):
     return min(found, key=found.get) if sorted(found.values()) == [False, True] else None
 
 
-@pytest.mark.slow
-def test_two_workers_of_four_images_train_as_one_of_eight(suite):
+@pytest.mark.parametrize("methods", [["boltzformer"], pytest.param(["sam", "sam3"], marks=pytest.mark.slow)])
+def test_two_workers_of_four_images_train_as_one_of_eight(methods, suite):
     """A trial whose loss is not finite ends alone; nothing but the trials' files is left."""
     (together, split_hash), (alone, _) = suite("together"), suite("alone")
-    specs = [spec_of(method, split_hash) for method in ("boltzformer", "sam", "sam3")]
+    specs = [spec_of(method, split_hash) for method in methods]
     broken = spec_of("sam", split_hash, learning_rate=1e12)
     tuning.run_trials([broken, *specs], together, TWO_WORKERS, TWO_CORES)
     error = run_state(together / broken.run_id)["error"]

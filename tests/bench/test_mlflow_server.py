@@ -116,9 +116,13 @@ def curves_in_mlflow(uri, run_dir, names):
     return {name: sorted((point.step, point.value) for point in points) for name, points in history.items()}
 
 
-def command(words, data, runs):
+# a second instead of a minute until a server that did not answer is asked again
+IMPATIENT = "from bench import cli, tracking; tracking.RETRY_INTERVAL = 1.0; cli.main()"
+
+
+def command(words, data, runs, module=("-m", "bench")):
     words = ["run", "--suite", "smoke", "--data", data, "--runs-dir", runs, *words]
-    return [sys.executable, "-m", "bench", *map(str, words)]
+    return [sys.executable, *module, *map(str, words)]
 
 
 def test_eight_trials_at_once_lose_nothing(serve, postgres, squares, curves_in_folder, tmp_path):
@@ -150,11 +154,11 @@ def test_eight_trials_at_once_lose_nothing(serve, postgres, squares, curves_in_f
 def begun(serve, started, squares, tmp_path):
     """begun(words) -> (server, a command that trains with it and has a checkpoint, its words and environment)."""
 
-    def begin(*more):
+    def begin(*more, module=("-m", "bench")):
         server = serve(f"sqlite:///{tmp_path / 'server.db'}")
         environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
         words = ["--methods", "boltzformer,location_prior", "--executor", "local", *more]
-        words = command(words, squares, tmp_path / "runs")
+        words = command(words, squares, tmp_path / "runs", module)
         running = started(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         wait_until(lambda: any(tmp_path.glob("runs/*/boltzformer-*/resume-*.pt")), running)
         return server, running, words, environment
@@ -169,15 +173,26 @@ def assert_all_arrived(server, run_dir, curves):
 
 @pytest.mark.fault
 def test_a_server_that_comes_back_while_trials_run_has_everything(begun, curves_in_folder, tmp_path):
-    server, running, *_ = begun("--set", "steps=60", "--set", "patience=1000")
+    """What is measured from then on arrives while it is measured, what was missed in the end."""
+    server, running, *_ = begun("--set", "steps=400", "--set", "patience=1000", module=("-c", IMPATIENT))
     server.stop()
     history = next(tmp_path.glob("runs/*/boltzformer-*")) / "history.jsonl"
     before = len(history.read_text().splitlines())
     wait_until(lambda: len(history.read_text().splitlines()) > before + 1, running)
     running.send_signal(signal.SIGSTOP)  # a server takes longer to begin than these trials to end
     server.start()
+    steps = [json.loads(line)["step"] for line in history.read_text().splitlines()]
     running.send_signal(signal.SIGCONT)
-    assert running.poll() is None
+    client = tracking.client(server.uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    (run,) = [run for run in client.search_runs([experiment]) if "train_loss" in run.data.metrics]
+
+    def arrived():
+        return {point.step for point in client.get_metric_history(run.info.run_id, "train_loss")}
+
+    wait_until(lambda: max(arrived()) > steps[-1], running)
+    missed = set(steps[before:]) - arrived()
+    assert missed and running.poll() is None, "it has not ended yet, and sends what was missed when it does"
     output = running.communicate(timeout=300)[0]
     assert running.returncode == 0, output[-2000:]
     assert_all_arrived(server, history.parent, curves_in_folder(history.parent))

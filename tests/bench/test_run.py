@@ -183,6 +183,7 @@ def test_a_dry_run_prints_everything_and_writes_nothing(request_of, tmp_path):
         "boltzformer",
         "nnunet",
         "steps x",
+        "(20 epochs)",
         "estimate",
     ):
         assert word in shown

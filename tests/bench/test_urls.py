@@ -35,7 +35,7 @@ def test_a_password_is_found_refused_and_not_shown(url, shown):
         "ftp://me@host/set",
         "ftp://host:21/a@b",
         "http://127.0.0.1:5000",
-        "http://[::1]:5000/x?page=2",
+        "http://[::1]:5000/x?page=2&design=3",
         "sqlite:////home/me/runs/mlflow.db",
         "postgresql://me@db:5432/mlflow?sslmode=require",
         "s3://bucket/a@b/runs",

@@ -123,7 +123,9 @@ def test_the_code_of_the_driver_reaches_the_workers_and_nothing_beside_it(bench,
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", [0], indirect=True)
-def test_a_trial_whose_node_is_lost_goes_on_on_another(bench, cluster, started, squares, tmp_path):
+@pytest.mark.parametrize("lost", ["node", "driver"])
+def test_a_trial_whose_node_or_driver_is_lost_goes_on(lost, bench, cluster, started, squares, tmp_path):
+    """On another node by itself; without its driver when the same command comes, for the cluster ends its work."""
     third = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     words = ["run", "--suite", "smoke", "--methods", "boltzformer", "--data", squares]
     running = started(
@@ -139,11 +141,17 @@ def test_a_trial_whose_node_is_lost_goes_on_on_another(bench, cluster, started, 
         time.sleep(0.02)
     (run_dir,) = tmp_path.glob("lost/*/boltzformer-*")
     begun = json.loads((run_dir / "env.json").read_text())["node"]
-    lose({node.node_id: node for node in (cluster.second, third)}[begun])
-    output = running.communicate(timeout=300)[0]
-    assert running.returncode == 0, output[-2000:]
-    assert "goes on from step 10" in (run_dir / "output.log").read_text()
-    assert json.loads((run_dir / "env.json").read_text())["node"] != begun
+    if lost == "node":
+        lose({node.node_id: node for node in (cluster.second, third)}[begun])
+        output = running.communicate(timeout=300)[0]
+        assert running.returncode == 0, output[-2000:]
+        assert json.loads((run_dir / "env.json").read_text())["node"] != begun
+    else:
+        running.kill()
+        running.communicate()
+        again = bench(*words, "--address", cluster.address, "--runs-dir", tmp_path / "lost")
+        assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    assert "goes on from step" in (run_dir / "output.log").read_text()
     done = bench(*words, "--runs-dir", tmp_path / "whole", "--executor", "local", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     (whole,) = tmp_path.glob("whole/*/boltzformer-*")

@@ -60,19 +60,21 @@ def postgres(free_port):
 
 
 class Server:
-    """`mlflow server` that can be stopped and started again on the same port."""
+    """`mlflow server` that can be stopped and started again on the same port; folder: for artifacts and its output."""
 
-    def __init__(self, database, folder, port):
+    def __init__(self, database, folder, port, workers):
         self.process = None
         self.uri = f"http://127.0.0.1:{port}"
+        self.output = folder / "server.txt"
         self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
-        self.command += ["--artifacts-destination", str(folder), "--port", str(port), "--workers", "2"]
+        self.command += ["--artifacts-destination", str(folder), "--port", str(port), "--workers", str(workers)]
 
     def start(self):
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **quiet)
-        wait_until(self._answers, self.process)
+        with self.output.open("a") as output:
+            streams = {"stdout": output, "stderr": output}
+            self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **streams)
+        wait_until(self._answers, self.process, self.output)
 
     def _answers(self):
         try:
@@ -87,20 +89,23 @@ class Server:
             self.process = None
 
 
-def wait_until(true, process):
+def wait_until(true, process, output=None):
     deadline = time.time() + DEADLINE
     while not true():
-        assert process.poll() is None and time.time() < deadline
+        assert process.poll() is None and time.time() < deadline, output and output.read_text()[-3000:]
         time.sleep(0.3)
 
 
 @pytest.fixture
 def serve(free_port, tmp_path):
-    """serve(database) -> a server on it that answers."""
+    """serve(database, workers) -> a server on it that answers."""
     servers = []
 
-    def begin(database):
-        servers.append(Server(database, tmp_path / "artifacts", free_port()))
+    # several workers are watched by one more process, which begins those anew that are slow to begin: a busy machine
+    # may never get to the end of that
+    def begin(database, workers=1):
+        (tmp_path / "server").mkdir()
+        servers.append(Server(database, tmp_path / "server", free_port(), workers))
         servers[-1].start()
         return servers[-1]
 
@@ -127,7 +132,7 @@ def command(words, data, runs, module=("-m", "bench")):
 
 def test_eight_trials_at_once_lose_nothing(serve, postgres, squares, curves_in_folder, tmp_path):
     """Eight commands of one trial each, at once, whatever the number of cores."""
-    server = serve(postgres)
+    server = serve(postgres, workers=2)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = ["--methods", "boltzformer", "--executor", "local", "--tracking-uri", server.uri, "--seeds"]
     running = [

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from bench.errors import UserError
+from bench.errors import UserError, printable
 from bench.exchange import Exchange
 
 DRIVER = ".driver.json"  # at the suite's URL
@@ -77,7 +77,8 @@ def _in_use(exchange: Exchange, there: dict) -> UserError:
 
 
 def _who(there: dict) -> str:
-    return f"`bench run` of process {there.get('process', 'unknown')} on {there.get('host', 'another machine')}"
+    process, host = there.get("process", "unknown"), there.get("host", "another machine")
+    return printable(f"`bench run` of process {process} on {host}")
 
 
 def _read(exchange: Exchange) -> dict | None:
@@ -86,7 +87,7 @@ def _read(exchange: Exchange) -> dict | None:
         return None
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # whoever can write there can write anything
         return {}
     return found if isinstance(found, dict) else {}
 

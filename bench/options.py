@@ -70,8 +70,8 @@ Storage = Annotated[
     str | None,
     typer.Option(
         help="Where machines that share no folder exchange the suite's files: s3://, gs://, any URL of fsspec. "
-        "--runs-dir stays local and is brought up to date; on another machine the same command goes on. Credentials "
-        "come from the environment.",
+        "--runs-dir stays local and is brought up to date; on another machine the same command goes on, one command "
+        "at a time. Credentials come from the environment.",
         metavar="URL",
     ),
 ]

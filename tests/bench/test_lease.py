@@ -69,6 +69,17 @@ def test_the_folder_of_a_dead_driver_goes_on_at_once(holder, url, tmp_path, monk
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"[1]", b'{"host": "\\u001b[2J"}'])
+def test_what_somebody_else_has_written_there_is_no_traceback(content, url, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "PAUSE", 0.1)
+    monkeypatch.setattr(lease, "SILENCE", 0.2)
+    exchange = Exchange(url, tmp_path / "ours")
+    exchange.put(DRIVER, content)
+    with leased(exchange):
+        assert b'"beat"' in exchange.get(DRIVER)
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_of_two_that_begin_at_once_one_goes_on(url, tmp_path, monkeypatch):
     ours, others = Exchange(url, tmp_path / "ours"), Exchange(url, tmp_path / "others")
     monkeypatch.setattr(time, "sleep", lambda seconds: others.put(DRIVER, b'{"process": 7, "host": "other"}'))

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from bench.limits import load_json
 from bench.urls import refuse_password
 
 RECORD = ".exchange.json"
+SOON = 0.3  # seconds until what is not to wait is seen: a checkpoint, the wish to stop
 STATUS = "status.json"  # a run folder's last file: who sees it sees the files that it speaks of
 WHOLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl")  # object stores show a file when all of it is there
 LARGE = 16 * 2**20  # bytes; a larger file is not read into memory
@@ -125,13 +129,12 @@ class Exchange:
 
     def get(self, name: str) -> bytes | None:
         """The bytes of a file at the URL, which goes to no folder; None where there is none."""
+        if not self.has(name):
+            return None
         with telling(self.url):
-            self.system.invalidate_cache()
-            if not self.system.exists(path := f"{self.root}/{name}"):
-                return None
             try:
-                return self.system.cat_file(path)
-            except FileNotFoundError:
+                return self.system.cat_file(f"{self.root}/{name}")
+            except FileNotFoundError:  # removed since
                 return None
 
     def put(self, name: str, content: bytes) -> None:
@@ -265,6 +268,32 @@ class Exchange:
 
     def _write_record(self) -> None:
         write_json(self.folder / RECORD, {"url": self.url, "files": self._same}, durable=False)
+
+
+@contextmanager
+def every(seconds: float, look: Callable[[], None], urgent: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Calls `look` in a thread every so many seconds, and at once when `urgent` has another value; a storage that does
+    not answer is asked again.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        looked, seen = time.monotonic(), urgent()
+        while not ended.wait(SOON):
+            now = urgent()
+            if now == seen and time.monotonic() - looked < seconds:
+                continue
+            with suppress(UserError, OSError):
+                look()
+            looked, seen = time.monotonic(), now
+
+    thread = threading.Thread(target=watch, name="exchange", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _content(file: Path) -> bytes:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 
 from bench.errors import UserError, printable
-from bench.exchange import Exchange
+from bench.exchange import Exchange, every
 
 DRIVER = ".driver.json"  # at the suite's URL
 BEAT = 5.0  # seconds from one sign of life to the next
@@ -38,23 +38,12 @@ def leased(exchange: Exchange) -> Iterator[None]:
     there = _read(exchange)
     if there is None or there.get("id") != mine["id"]:
         raise _in_use(exchange, there or {})
-    ended = threading.Event()
-
-    def live() -> None:
-        beat = 0
-        while not ended.wait(BEAT):
-            beat += 1
-            with contextlib.suppress(UserError, OSError):  # a storage that does not answer is asked again
-                # fsspec gives each thread a connection of its own
-                _write(Exchange(exchange.url, exchange.folder), mine, beat)
-
-    thread = threading.Thread(target=live, name="lease", daemon=True)
-    thread.start()
+    beats = itertools.count(1)
     try:
-        yield
+        # fsspec gives each thread a connection of its own
+        with every(BEAT, lambda: _write(Exchange(exchange.url, exchange.folder), mine, next(beats))):
+            yield
     finally:
-        ended.set()
-        thread.join()
         with contextlib.suppress(UserError):  # what was left is silent, and costs the next one a wait
             exchange.remove(DRIVER)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,13 +19,12 @@ from typing import Any
 from bench.atomic import read_json, write_json, write_text
 from bench.checkpoint import checkpoints
 from bench.errors import UserError
-from bench.exchange import STATUS, Exchange
+from bench.exchange import STATUS, Exchange, every
 from bench.execute import mark_interrupted
 from bench.locks import lock_file
 from bench.stopping import STOP
 
 INTERVAL = 3.0  # seconds between two looks at what has changed
-SOON = 0.3  # seconds until what is not to wait is seen: a checkpoint, the wish to stop
 LIVE = ("status.json", "progress.json", "history.jsonl")  # what the driver reads while trials run
 DATA = "data"  # in the runs folder and at the URL
 TRIES = 4  # of what must not be lost: a trial's last files
@@ -80,7 +78,7 @@ def following(storage: str, suite_dir: Path) -> Iterator[None]:
         exchange.pull(lambda name: name.rpartition("/")[2] in LIVE)
 
     try:
-        with _every_few_seconds(look, (suite_dir / STOP).exists):
+        with every(INTERVAL, look, (suite_dir / STOP).exists):
             yield
     finally:
         exchange.remove(STOP)
@@ -119,7 +117,7 @@ def trial_folder(storage: str | None, suite_dir: Path, run_id: str) -> Iterator[
                 (here / STOP).touch()
 
         try:
-            with _every_few_seconds(look, lambda: checkpoints(here / run_id)):
+            with every(INTERVAL, look, lambda: checkpoints(here / run_id)):
                 yield here
         finally:
             _surely(lambda: exchange.push(own, prune=True))
@@ -199,32 +197,6 @@ def _home(storage: str) -> Path:
         raise UserError(f"{mine} belongs to another user: remove it, or set TMPDIR")
     (mine / name).mkdir(exist_ok=True)
     return mine / name
-
-
-@contextmanager
-def _every_few_seconds(look: Callable[[], None], urgent: Callable[[], object]) -> Iterator[None]:
-    """Calls `look` in a thread, and at once when `urgent` has another value; a storage that does not answer is asked
-    again.
-    """
-    ended = threading.Event()
-
-    def watch() -> None:
-        looked, seen = time.monotonic(), urgent()
-        while not ended.wait(SOON):
-            now = urgent()
-            if now == seen and time.monotonic() - looked < INTERVAL:
-                continue
-            with suppress(UserError, OSError):
-                look()
-            looked, seen = time.monotonic(), now
-
-    thread = threading.Thread(target=watch, name="exchange", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _surely(work: Callable[[], None]) -> None:

@@ -151,7 +151,7 @@ def test_a_trial_whose_node_or_driver_is_lost_goes_on(lost, bench, cluster, star
         running.communicate()
         again = bench(*words, "--address", cluster.address, "--runs-dir", tmp_path / "lost")
         assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
-    assert "goes on from step" in (run_dir / "output.log").read_text()
+    assert "goes on from step 10" in (run_dir / "output.log").read_text()
     done = bench(*words, "--runs-dir", tmp_path / "whole", "--executor", "local", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     (whole,) = tmp_path.glob("whole/*/boltzformer-*")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.atomic import write_file
 from bench.locks import lock_file
 from bench.urls import masked, refuse_password
 
@@ -62,11 +64,33 @@ def initialize_store(uri: str, runs_dir: Path) -> bool:
     try:
         with (runs_dir / ".mlflow.lock").open("a") as lock:
             lock_file(lock)
+            file = _sqlite_file(uri)
+            if file is not None and not file.exists():
+                _create_database(file, runs_dir)
             _experiment_id(client(uri), runs_dir if uri.startswith("sqlite:") else None)
         return True
     except Exception as error:
         _warn(uri, error)
         return False
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database
+    return Path(name) if name and name != ":memory:" else None
+
+
+def _create_database(file: Path, runs_dir: Path) -> None:
+    """Makes `file` in one step. MLflow needs seconds and over fifty migrations, and a database whose maker was killed
+    between two statements is one that MLflow never opens again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / file.name
+        _experiment_id(client(f"sqlite:///{made}"), runs_dir)
+        write_file(file, lambda handle: handle.write(made.read_bytes()))
 
 
 def _experiment_id(mlflow: Any, runs_dir: Path | None) -> str:

@@ -3,6 +3,7 @@ away.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -171,6 +172,32 @@ def test_two_processes_may_make_the_store_at_once(tmp_path):
     for number in range(2):
         client, run = run_of(uri, f"writer {number}")
         assert len(points(client, run, "loss")) == 20
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from bench.tracking import initialize_store
+
+@event.listens_for(Engine, "before_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    if statement.startswith("INSERT INTO _alembic_tmp_experiments"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+initialize_store(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.fault
+def test_killed_while_the_store_is_made_the_next_one_makes_it(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, uri, str(tmp_path)], env=environment, timeout=240)
+    assert killed.returncode == -signal.SIGKILL
+    assert initialize_store(uri, tmp_path)
+    assert Tracker(uri, "trial", "name").run_id
 
 
 def test_flatten_names_nested_values_by_their_path():

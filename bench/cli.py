@@ -279,6 +279,8 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
     # not on the command line, which everybody on this machine sees: the URI may hold a password
     environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # MLflow's jobs score language models: eight more processes and 1.8 GB for nothing that is here
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     try:
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
     except KeyboardInterrupt:

@@ -204,6 +204,7 @@ def test_ui_tells_nobody_the_password_of_the_store(uri, monkeypatch, tmp_path):
     ((command, environment),) = started
     assert not any("postgresql" in word for word in command)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ class Server:
         self.command += ["--artifacts-destination", str(folder), "--port", str(port), "--workers", str(workers)]
 
     def start(self):
-        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with self.output.open("a") as output:
             streams = {"stdout": output, "stderr": output}
             self.process = subprocess.Popen(self.command, env=environment, start_new_session=True, **streams)

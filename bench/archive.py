@@ -25,6 +25,7 @@ SMALL_FILES = (
     "sampling.npz",
 )
 MASKS_FILE = "predictions.parquet"
+NOT_ARCHIVED = ("lock", "cache", "*/lock", "*/resume-*", "*/model.pt")  # by which a suite that is worked on is known
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def archive_suite(suite_dir: Path, out: Path, masks: bool = False) -> Archive:
     home, out = suite_dir.resolve(), out.resolve()
     if out == home or home in out.parents or out in home.parents:
         raise UserError(f"{out} and {suite_dir} lie one within the other: name another folder for the archive")
+    _take_back(out)
     if out.exists():
         _check_older(out, suite_dir, {run.run_id for run in results.runs if run.state == "finished"})
     fresh = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -73,6 +75,8 @@ def _check_older(out: Path, suite_dir: Path, finished: set[str]) -> None:
             return
         raise UserError(f"{out} is there and is no archive (it has no suite.json): name another folder")
     older = read_suite(out, "name another folder")
+    if any(file for name in NOT_ARCHIVED for file in out.glob(name)):
+        raise UserError(f"{out} is a suite's own folder, with what no archive has: name another folder")
     kept = [run_id for run_id in older["runs"] if run_state(out / run_id)["state"] == "finished"]
     lost = sorted(set(kept) - finished)
     if lost:
@@ -118,6 +122,13 @@ def _without_folders(command: str) -> str:
 
 def _last_part(path: str | None) -> str | None:
     return None if path is None else Path(path).name
+
+
+def _take_back(out: Path) -> None:
+    """Brings back an archive that was put aside by a process that did not live to put the new one in its place."""
+    aside = sorted(out.parent.glob(f".{out.name}.*.old"))
+    if aside and not out.exists():
+        aside[-1].rename(out)
 
 
 def _put_in_place(fresh: Path, out: Path) -> None:

@@ -24,19 +24,36 @@ TOLD = 3  # nodes with problems that one message names
 
 
 def reach(address: str) -> None:
-    """UserError where nobody listens at a HOST:PORT: Ray itself would ask for minutes."""
-    host, _, port = address.rpartition(":")
+    """UserError where nobody listens at a HOST:PORT, or at the one that "auto" means: Ray itself would ask for
+    minutes.
+    """
+    where, named = address, f"--address {address}"
     if address == "auto":
-        return
-    if "://" in address or not host or not port.isdigit():
-        raise UserError(f"--address {address!r}: give auto, or HOST:PORT of the head node as `ray start` printed it")
+        where, by = _meant_by_auto()
+        if not where:  # Ray looks for one among the processes
+            return
+        named += f" ({where} by {by})"
+    host, _, port = where.rpartition(":")
+    if "://" in where or not host or not port.isdigit():
+        raise UserError(f"{named!r}: give auto, or HOST:PORT of the head node as `ray start` printed it")
     try:
         socket.create_connection((host, int(port)), REACHED).close()
     except OSError as error:
         raise UserError(
-            f"--address {address}: no Ray answers there ({error}); start one with `ray start --head`, and run this on "
+            f"{named}: no Ray answers there ({error}); start one with `ray start --head`, and run this on "
             "a machine of the cluster"
         ) from None
+
+
+def _meant_by_auto() -> tuple[str, str]:
+    """Where Ray would look, and what says so; two empty texts where nothing does."""
+    if where := os.environ.get("RAY_ADDRESS", ""):
+        return ("", "") if where == "auto" else (where, "RAY_ADDRESS")
+    file = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    try:
+        return file.read_text().strip(), str(file)
+    except OSError:
+        return "", ""
 
 
 def our_code() -> dict[str, Any]:
@@ -88,11 +105,14 @@ def _working_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
-def check_nodes(suite_dir: Path, storage: str | None = None, methods: Collection[str] = ()) -> None:
-    """UserError unless each node has the packages of this machine, those that offer some of `methods` among them, sees
-    the data, and can read and write the suite's folder, or the URL `storage` instead of it.
+def check_nodes(
+    suite_dir: Path, storage: str | None = None, methods: Collection[str] = (), waiting: bool = False
+) -> None:
+    """UserError unless each node that may get a trial has the packages of this machine, those that offer some of
+    `methods` among them, sees the data, and can read and write the suite's folder, or the URL `storage` instead of it.
 
-    Before anything trains: a node that lacks something would fail every trial that lands there.
+    Before anything trains: a node that lacks something would fail every trial that lands there. Nodes without a CPU get
+    none but those that wait for their experts or workers, if there are such (`waiting`).
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -104,7 +124,7 @@ def check_nodes(suite_dir: Path, storage: str | None = None, methods: Collection
     roots = sorted(data.values()) if storage is None else outside(data, suite_dir)
     with _probe(suite_dir, storage) as probe:
         ask = ray.remote(num_cpus=0, max_retries=0)(_problems_here)
-        nodes = _working_nodes()
+        nodes = [node for node in ray.nodes() if node["Alive"]] if waiting else _working_nodes()
         answers = [
             ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 versions, probe, storage, roots

@@ -32,8 +32,9 @@ def is_control(character: str) -> bool:
 
 
 def full_disk(error: BaseException) -> str | None:
-    """The message for an OSError that says that there is no space left; None for any other error."""
-    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+    """The message for an OSError that says that there is no space left, or no quota; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
+    what = "no space left on device" if error.errno == errno.ENOSPC else "disk quota exceeded"
     where = f" while writing {error.filename}" if error.filename else ""
-    return f"no space left on device{where}: free some and run the same command again"
+    return f"{what}{where}: free some and run the same command again"

@@ -59,12 +59,12 @@ class Exchange:
         self._whole = url.split("://")[0] in WHOLE
         self._made: set[str] = set()  # folders at the URL
         # name -> [size, mtime in ns, version at the URL]
-        self._same: dict[str, list] = self._read_record()
+        self._same: dict[str, list] = self._record() or {}
 
     @property
     def is_new(self) -> bool:
-        """Whether this folder and this URL have never met."""
-        return not self._same
+        """Whether this folder and this URL have never met, not even with nothing to exchange."""
+        return self._record() is None
 
     def names_there(self) -> set[str]:
         """What lies at the URL."""
@@ -258,13 +258,13 @@ class Exchange:
         self._same |= {name: [*stamps[name], versions[name]] for name in sent if name in versions}
         self._write_record()
 
-    def _read_record(self) -> dict[str, list]:
-        """What is the same, empty where this folder was last brought together with another URL."""
+    def _record(self) -> dict[str, list] | None:
+        """What is the same; None where this folder was last brought together with another URL."""
         try:
             record = load_json(self.folder / RECORD)
-            return record["files"] if record["url"] == self.url else {}
+            return record["files"] if record["url"] == self.url else None
         except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            return None
 
     def _write_record(self) -> None:
         write_json(self.folder / RECORD, {"url": self.url, "files": self._same}, durable=False)

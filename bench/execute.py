@@ -86,8 +86,9 @@ def execute(
     runs the parts of a method that has some; None leaves it to the method, one after the other. `work` is what
     the trial does: by default it fits on train and validation, then predicts test. `micro_batch` is the profile's.
 
-    A trial that was killed or interrupted goes on from its newest checkpoint, to the same weights and records; one
-    whose method failed begins anew, for what made it fail may have been mended. A process that still works on the trial
+    A trial that was killed, interrupted or ended by what is around it (`comes_from_outside`) goes on from its newest
+    checkpoint, to the same weights and records; one whose method failed begins anew, for what made it fail may have
+    been mended. A process that still works on the trial
     is waited for: the workers of a killed driver live on for a moment. UserError where it does not end.
     """
     run_dir = suite_dir / spec.run_id
@@ -139,7 +140,6 @@ def _execute(
         raise
     else:
         (run_dir / "error.txt").unlink(missing_ok=True)
-        forget_checkpoints(run_dir)
         status["state"] = "finished"
     _end(run_dir, status, started, tracker)
     return status["state"]
@@ -149,12 +149,26 @@ def failure_of(error: BaseException) -> dict[str, Any]:
     """What status.json says of a trial that ended with `error`."""
     # what the user can mend: a mistake in the data or options, or a full disk
     mendable = isinstance(error, UserError) or full_disk(error) is not None
-    return {"state": "failed", "error": _one_line(error), "user_error": mendable}
+    return {
+        "state": "failed",
+        "error": _one_line(error),
+        "user_error": mendable,
+        "goes_on": comes_from_outside(error),
+    }
+
+
+def comes_from_outside(error: BaseException) -> bool:
+    """Whether an error says nothing against what the trial has trained so far: the user's data or options, a file
+    system, memory, a device.
+    """
+    devices = {"OutOfMemoryError", "AcceleratorError"}  # torch's, by name: it is slow to import
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, UserError | OSError | MemoryError) or bool(names & devices)
 
 
 def _goes_on(before: dict[str, Any], spec: RunSpec) -> bool:
     """Whether what a trial of the status `before` left is a part of this one."""
-    failed = before.get("error") is not None and not before.get("user_error")
+    failed = before.get("error") is not None and not before.get("goes_on")
     return before.get("spec_hash") == spec.hash and not failed
 
 
@@ -317,6 +331,8 @@ def mark_interrupted(run_dir: Path, states: Sequence[str] = ("running",)) -> Non
 def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker | None) -> None:
     ended = time.time()
     write_json(run_dir / "status.json", status | {"ended": _iso(ended), "seconds": round(ended - started, 2)})
+    if status["state"] == "finished":
+        forget_checkpoints(run_dir)  # not before: without them and unfinished it would begin anew
     if tracker is not None:
         publish(run_dir, tracker)
 

@@ -62,6 +62,7 @@ class Team:
                 "spec": spec.model_dump_json(),
                 "suite_dir": str(suite_dir),
                 "micro_batch": micro_batch,
+                "fresh": tracker is not None and tracker.leave_fresh(),
             },
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -112,7 +113,7 @@ def _train(asked: dict[str, Any]) -> dict[str, Any] | None:
     run_dir, leads = suite_dir / spec.run_id, here().leads
     file = run_dir / "output.log" if leads else Path(os.devnull)
     with file.open("a", encoding="utf-8") as output, printing_to(output):
-        tracker = tracker_of(spec, suite_dir, team.uri, team.parent, fresh=False) if leads else None
+        tracker = tracker_of(spec, suite_dir, team.uri, team.parent, asked["fresh"]) if leads else None
         try:
             return team.work(spec, suite_dir, run_dir, tracker, None, asked["micro_batch"])
         except (KeyboardInterrupt, LeaderEnded):

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench.errors import UserError, printable
 from bench.exchange import Exchange, every
@@ -28,10 +29,10 @@ def leased(exchange: Exchange) -> Iterator[None]:
     UserError naming the driver that holds it. One that is silent is waited for, and taken for dead in the end.
     """
     mine = {"process": os.getpid(), "host": socket.gethostname(), "folder": str(exchange.folder.resolve())}
-    mine["id"] = uuid.uuid4().hex
+    mine |= {"machine": _machine(), "id": uuid.uuid4().hex}
     there = _read(exchange)
     # who had this very folder has let it go, or is dead
-    if there and [there.get("host"), there.get("folder")] != [mine["host"], mine["folder"]]:
+    if there and any(there.get(part) != mine[part] for part in ("host", "machine", "folder")):
         _wait_for_silence(exchange, there)
     _write(exchange, mine, 0)
     time.sleep(PAUSE)
@@ -39,13 +40,35 @@ def leased(exchange: Exchange) -> Iterator[None]:
     if there is None or there.get("id") != mine["id"]:
         raise _in_use(exchange, there or {})
     beats = itertools.count(1)
+
+    told = False
+
+    def beat() -> None:
+        nonlocal told
+        mine_here = Exchange(exchange.url, exchange.folder)  # fsspec gives each thread a connection of its own
+        there = _read(mine_here) or mine
+        if there.get("id") == mine["id"]:
+            _write(mine_here, mine, next(beats))
+        elif not told:  # this machine has slept, or could not reach the URL
+            told = True
+            taken = f"{exchange.url} has been taken over by {_who(there)}, for it heard nothing of this one"
+            print(f"warning: {taken}: stop one of the two", file=sys.__stderr__)
+
     try:
-        # fsspec gives each thread a connection of its own
-        with every(BEAT, lambda: _write(Exchange(exchange.url, exchange.folder), mine, next(beats))):
+        with every(BEAT, beat):
             yield
     finally:
         with contextlib.suppress(UserError):  # what was left is silent, and costs the next one a wait
-            exchange.remove(DRIVER)
+            if (_read(exchange) or {}).get("id") == mine["id"]:
+                exchange.remove(DRIVER)
+
+
+def _machine() -> str:
+    """What tells this machine from another of its name, a copy of its image; a start of it from others, too."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{uuid.getnode():x}"
 
 
 def _wait_for_silence(exchange: Exchange, first: dict) -> None:

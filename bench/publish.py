@@ -7,6 +7,7 @@ the driver for runs that ended without MLflow: nothing is lost and no point is t
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -17,6 +18,7 @@ from bench.atomic import read_json, write_json
 from bench.limits import load_json
 from bench.runlog import read_history
 from bench.spec import RunSpec, Weights, flatten
+from bench.urls import masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from bench.tracking import Tracker
 
 LEFT = ("model.pt", "location_prior.npz", "nnunet")  # what methods keep for `predict`, files and folders
-IN_MLFLOW = "in_mlflow"  # in status.json: the MLflow run that has all of this run
+IN_MLFLOW, IN_STORE = "in_mlflow", "in_store"  # in status.json: the MLflow run that has all of this run, and where
 MLFLOW_NAME = re.compile(r"[^\w. -]")  # what may not be in a metric's name
 
 
@@ -47,7 +49,7 @@ def tracker_of(spec: RunSpec, suite_dir: Path, uri: str | None, parent: str | No
     tags |= starting_weights(spec)
     suite = read_json(suite_dir / "suite.json", "run `bench run` again")
     tags["data"] = "phantom" if suite.get("phantom") else ", ".join(suite.get("data", {}))
-    key = f"{spec.hash} {suite_dir.name}"
+    key = f"{spec.hash} {suite_dir.name} {suite.get('id', '')}".rstrip()
     return Tracker(uri, key, spec.run_id, tags, flatten(spec.model_dump(mode="json")), parent, fresh)
 
 
@@ -72,19 +74,25 @@ def publish(run_dir: Path, tracker: Tracker) -> bool:
     tracker.catch_up(points)
     tracker.finish({"finished": "FINISHED", "failed": "FAILED"}.get(status["state"], "KILLED"))
     if not tracker.failed:
-        write_json(run_dir / "status.json", status | {IN_MLFLOW: tracker.run_id})
+        write_json(run_dir / "status.json", status | {IN_MLFLOW: tracker.run_id, IN_STORE: _store(tracker.uri)})
     return not tracker.failed
 
 
 def publish_rest(suite_dir: Path, specs: Iterable[RunSpec], uri: str, parent: str | None) -> None:
-    """Sends the finished runs that MLflow has not, or not whole; stops at the first that does not arrive."""
+    """Sends the runs that have ended and that this MLflow has not, or not whole; stops at the first that does not
+    arrive.
+    """
     for spec in specs:
         run_dir = suite_dir / spec.run_id
         try:
             status = load_json(run_dir / "status.json")
         except (OSError, ValueError):
             continue
-        if status.get("state") != "finished" or IN_MLFLOW in status or "fit" not in status:
+        if status.get("state") not in ("finished", "failed", "interrupted") or "ended" not in status:
+            continue
+        if status["state"] == "finished" and "fit" not in status:
+            continue
+        if IN_MLFLOW in status and status.get(IN_STORE) == _store(uri):
             continue
         tracker = tracker_of(spec, suite_dir, uri, parent, fresh=False)
         if tracker is None or not publish(run_dir, tracker):
@@ -100,7 +108,7 @@ def _curve(run_dir: Path, status: dict[str, Any]) -> Iterator[tuple[int, float, 
         try:
             values = {name: float(v) for name, v in row.items() if name not in ("step", "time") and v is not None}
             rows.append((int(row["step"]), float(row["time"]), values))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     end = _seconds(status["ended"]) if "ended" in status else 0.0
     last = max((time for _, time, _ in rows), default=0.0)
@@ -139,6 +147,11 @@ def _test_metrics(records: Path) -> dict[str, float]:
         for dataset, mean in means.items():
             found[f"{prefix}/{MLFLOW_NAME.sub('_', dataset)}"] = mean
     return {name: float(value) for name, value in found.items() if value == value}
+
+
+def _store(uri: str) -> str:
+    """A store's name for status.json, which may go anywhere: neither its password nor its path."""
+    return hashlib.sha256(masked(uri).encode()).hexdigest()[:12]
 
 
 def _seconds(iso: str) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import sharing
 from bench.atomic import read_json
+from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError
 from bench.estimate import estimate, lanes, longest_first, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
@@ -28,7 +29,7 @@ from bench.publish import publish_rest
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
 from bench.show_plan import show, show_first, show_problems
 from bench.spec import RunSpec
-from bench.stopping import stoppable
+from bench.stopping import stoppable, terminable
 from bench.suite_folder import read_suite
 from bench.weights import WeightsFile, find_own_weights, find_weights
 from bench.write_suite import earlier_specs, write_suite
@@ -69,6 +70,10 @@ def run(request: Request, console: Console) -> int:
 
     UserError: unknown names, data or weights that cannot be used, a folder of another split, a second run on it.
     """
+    return until_stopped(_run, request, console)
+
+
+def _run(request: Request, console: Console) -> int:
     plan = prepare(request, console)
     if plan is None:
         return USER_ERROR
@@ -80,11 +85,8 @@ def run(request: Request, console: Console) -> int:
         for spec, reason in left_out(plan).items():
             leave_out(spec, plan.folder / spec.run_id, reason)
         with tracking(plan, request) as (uri, parent):
-            try:
-                with stoppable(plan.folder):
-                    train(plan, request, todo, console, uri, parent)
-            except KeyboardInterrupt:
-                return stopped(request)
+            with stoppable(plan.folder):
+                train(plan, request, todo, console, uri, parent)
             if parent is not None:
                 publish_rest(plan.folder, plan.specs, store(request), parent.run_id)
             failed = failures(plan, console)
@@ -99,9 +101,11 @@ def run(request: Request, console: Console) -> int:
 def alone(plan: Plan, request: Request) -> Iterator[None]:
     """Holds the suite's folder, and its place at `--storage` with what is there brought into the folder.
 
-    UserError where another command holds it, or where what is there is another suite.
+    UserError where another command holds it, or where what is there is another suite, also one that was made since
+    this one began.
     """
     with locked(plan.folder), contextlib.ExitStack() as held:
+        check_folder(plan, request.runs_dir)
         if request.storage is not None:
             held.enter_context(leased(sharing.exchange_of(request.storage, plan.folder)))
             sharing.bring(request.storage, plan.folder, lambda: check_folder(plan, request.runs_dir))
@@ -145,13 +149,18 @@ def prepare_dry(request: Request, console: Console) -> Plan | None:
     return plan
 
 
-def stopped(request: Request) -> int:
-    """Tells how to go on after Ctrl-C; the exit code."""
-    print(
-        f"\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n  {request.command}",
-        file=sys.stderr,
-    )
-    return STOPPED
+def until_stopped(work: Callable[[Request, Console], int], request: Request, console: Console) -> int:
+    """The exit code of `work`; after Ctrl-C or SIGTERM, at whatever moment, 130 and a line on how to go on."""
+    with terminable():
+        try:
+            return work(request, console)
+        except KeyboardInterrupt:
+            print(
+                "\nstopped; finished trials and checkpoints are kept. Go on where it stopped with:\n  "
+                f"{request.command}",
+                file=sys.stderr,
+            )
+            return STOPPED
 
 
 def exit_code(plan: Plan, failed: Sequence[RunSpec]) -> int:
@@ -287,7 +296,8 @@ def tracking(plan: Plan, request: Request) -> Iterator[tuple[str | None, Tracker
         yield None, None
         return
     choice = plan.choice
-    key = f"suite {plan.split_hash} {plan.folder.name}"
+    suite = read_json(plan.folder / "suite.json", "run the command again")
+    key = f"suite {plan.split_hash} {plan.folder.name} {suite['id']}"
     git = environment.git_state()
     tags = {"split_hash": plan.split_hash, "suite": choice.suite.name, "profile": choice.profile.name}
     tags |= {"data": "phantom" if plan.splits and plan.splits.phantom else ", ".join(plan.splits.roots)}
@@ -318,6 +328,9 @@ def train(
     work: Work | None = None,
 ) -> None:
     """Runs the trials `todo` by the executor asked for, with the live display; `work` is that of `execute`."""
+    for spec in plan.specs:
+        if run_state(plan.folder / spec.run_id)["state"] == "finished" and spec not in todo:
+            forget_checkpoints(plan.folder / spec.run_id)  # of one that was killed when all was done
     if not todo:
         return
     from bench import tuning

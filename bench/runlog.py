@@ -35,7 +35,7 @@ def read_history(file: Path) -> Iterator[tuple[str, dict]]:
         try:
             row = json.loads(line)
             int(row["step"])
-        except (ValueError, KeyError, TypeError):  # torn, or being written
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # torn, being written, or anybody's
             continue
         yield line, row
 

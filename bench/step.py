@@ -77,7 +77,9 @@ class Training:
                 getattr(self, name).load_state_dict(state[name])
             progress = Progress(**state["progress"])
             self.set_random_state(state["random"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a file with the hash of its bytes may hold anything
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{file} is not a checkpoint of this run ({reason}): remove it") from None
         print(f"goes on from step {progress.step}, by {file.name}")

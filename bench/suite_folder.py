@@ -24,6 +24,7 @@ class SuiteFile(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     schema_version: int
+    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$")] = ""
     suite: str
     title: str
     profile: str

@@ -99,7 +99,12 @@ def _experiment_id(mlflow: Any, runs_dir: Path | None) -> str:
         return found.experiment_id
     # only our own SQLite store keeps artifacts beside it; a server decides that for itself
     location = (runs_dir / "mlartifacts").resolve().as_uri() if runs_dir else None
-    return mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+    try:
+        return mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+    except Exception:  # somebody else's first `bench run` on this server may have been faster
+        if (found := mlflow.get_experiment_by_name(EXPERIMENT)) is None:
+            raise
+        return found.experiment_id
 
 
 def _warn(uri: str, error: Exception) -> None:
@@ -166,6 +171,11 @@ class Tracker:
             batch = self._pending[:BATCH]
             self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
             del self._pending[: len(batch)]
+
+    def leave_fresh(self) -> bool:
+        """Whether a new run is still to be opened; from here on that is for whoever asks."""
+        fresh, self._fresh = self._fresh and self.run_id is None, False
+        return fresh
 
     def begin_again(self) -> None:
         """Forgets that MLflow was away: the next call tries it."""
@@ -244,18 +254,21 @@ class Tracker:
         if found and self._fresh:
             self._client.set_tag(found[0].info.run_id, "bench_key", f"replaced {self._key}")
             found = []
+        self._fresh = False  # a run that is made from here on is this one, even where the answer does not arrive
         if found:
-            run_id = found[0].info.run_id
-            self._client.update_run(run_id, status="RUNNING")
+            run = found[0]
+            self._client.update_run(run.info.run_id, status="RUNNING")
             for name, value in self._tags.items():
-                self._client.set_tag(run_id, name, str(value))
+                self._client.set_tag(run.info.run_id, name, str(value))
         else:
             run = self._client.create_run(experiment, tags=_strings(self._tags), run_name=self._name)
-            run_id = run.info.run_id
-            # a parameter cannot change in MLflow: set with the run, never again
-            params = [Param(name, value[:6000]) for name, value in _strings(self._params).items()]
-            self._client.log_batch(run_id, params=params[:100])
-        self.run_id = run_id
+        # a parameter cannot change in MLflow: only those that a killed process has not sent
+        params = {name: value for name, value in _strings(self._params).items() if name not in run.data.params}
+        if params:
+            self._client.log_batch(
+                run.info.run_id, params=[Param(name, value[:6000]) for name, value in params.items()][:100]
+            )
+        self.run_id = run.info.run_id
 
 
 def _strings(values: dict[str, Any]) -> dict[str, str]:

@@ -142,6 +142,10 @@ def tune(request: Request, console: Console) -> int:
 
     UserError as `bench.run.run`, and where the folder holds another search for this method.
     """
+    return driver.until_stopped(_tune, request, console)
+
+
+def _tune(request: Request, console: Console) -> int:
     plan = driver.prepare(request, console)
     if plan is None:
         return driver.USER_ERROR
@@ -156,11 +160,8 @@ def tune(request: Request, console: Console) -> int:
         sides = {"train": plan.splits.train, "val": plan.splits.val}
         write_text(plan.folder / SAMPLES, SIDES.dump_json(sides).decode())
         with driver.tracking(plan, request) as (uri, parent):
-            try:
-                with stoppable(plan.folder):
-                    driver.train(plan, request, todo, console, uri, parent, fit_configuration)
-            except KeyboardInterrupt:
-                return driver.stopped(request)
+            with stoppable(plan.folder):
+                driver.train(plan, request, todo, console, uri, parent, fit_configuration)
             if parent is not None:
                 publish_rest(plan.folder, plan.specs, driver.store(request), parent.run_id)
             failed = driver.failures(plan, console)

@@ -35,7 +35,7 @@ from bench.spec import Profile, RunSpec
 from bench.stopping import stop_requested
 
 POLL = 0.3  # seconds; how fast Ctrl-C is noticed
-STOP_GRACE = 30.0  # seconds for the running trials to write their checkpoints when they are asked to stop
+STOP_GRACE = 600.0  # seconds for the running trials, each to the end of its step or validation, when asked to stop
 SEEN_LATE = 90.0  # seconds more on a cluster: a shared file system shows a new file a minute late
 LOST = 3  # times that a trial is begun again when its process or its node is lost; it goes on from its checkpoint
 GRACE = 5.0  # seconds for a part of a trial to end by itself when another has failed
@@ -76,6 +76,8 @@ def run_trials(
     """
     if not specs:
         return
+    from bench.methods import METHODS
+
     suite_dir = suite_dir.resolve()
     # Tune's own files, where all nodes see them if there is such a place
     storage = Path(tempfile.mkdtemp(prefix=TUNE_FILES, dir=suite_dir if exchange_url is None else None))
@@ -84,7 +86,9 @@ def run_trials(
     try:
         with place:
             if address:
-                check_nodes(suite_dir, exchange_url, {spec.method for spec in specs})
+                methods = {spec.method for spec in specs}
+                waiting = any(METHODS[method].spreads for method in methods) or workers_of(profile, hardware) > 1
+                check_nodes(suite_dir, exchange_url, methods, waiting)
             _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def write_suite(plan: Plan, request: Request) -> None:
     backbones = list(dict.fromkeys(spec.backbone for spec in specs if spec.backbone != "-"))
     value = {
         "schema_version": SCHEMA_VERSION,
+        "id": _id(plan.folder / "suite.json"),
         "suite": plan.choice.suite.name,
         "title": plan.choice.suite.title,
         "profile": plan.choice.profile.name,
@@ -43,6 +45,12 @@ def write_suite(plan: Plan, request: Request) -> None:
         "reference": plan.choice.suite.reference,
     }
     write_json(plan.folder / "suite.json", value)
+
+
+def _id(file: Path) -> str:
+    """What tells this folder from others of its name in one MLflow."""
+    earlier = read_json(file, "remove it").get("id") if file.exists() else None
+    return earlier or uuid.uuid4().hex[:12]
 
 
 def _labels(file: Path) -> dict[str, str]:

@@ -32,15 +32,30 @@ head=${nodes[0]}
 # several jobs may share a machine: a port of this job's own
 port=$((20000 + SLURM_JOB_ID % 10000))
 cpus=(--num-cpus "${SLURM_CPUS_PER_TASK:-1}")
+# some versions of srun do not take it over from sbatch, and would bind Ray to a single core
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+
+# stops here where the step of process $1 has ended or takes too long: Ray gives up on a node that is slow to begin
+begins() {
+  if ! kill -0 "$1" 2> /dev/null || ((SECONDS > 600)); then
+    echo "error: Ray does not begin on $2: see above, and sbatch again" >&2
+    exit 1
+  fi
+}
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap ray start --head --port "$port" "${cpus[@]}" --block &
-until ray health-check --address "$head:$port" 2> /dev/null; do sleep 1; done
+step=$!
+until ray health-check --address "$head:$port" 2> /dev/null; do begins "$step" "$head"; sleep 1; done
 if ((${#nodes[@]} > 1)); then
   others=$(IFS=,; echo "${nodes[*]:1}")
   count=$((${#nodes[@]} - 1))
   srun --nodes="$count" --ntasks="$count" --nodelist="$others" --overlap \
     ray start --address "$head:$port" "${cpus[@]}" --block &
-  until [ "$(ray status --address "$head:$port" 2> /dev/null | grep -c ' node_')" -ge "${#nodes[@]}" ]; do sleep 1; done
+  step=$!
+  until [ "$(ray status --address "$head:$port" 2> /dev/null | grep -c ' node_')" -ge "${#nodes[@]}" ]; do
+    begins "$step" "all of $others"
+    sleep 1
+  done
 fi
 
 # in the background: bash passes a signal on only while it waits

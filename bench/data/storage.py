@@ -153,7 +153,7 @@ def _listing(system: AbstractFileSystem, root: str) -> dict[str, list]:
 
 def _belongs(parts: Sequence[str]) -> bool:
     """Whether a path is of the layout, in a data set or one level below a folder of data sets."""
-    if ".." in parts:  # a key of an object store may hold anything
+    if not {"", ".", ".."}.isdisjoint(parts):  # a key of an object store may hold anything
         return False
     files, folders = [f"{split}.json" for split in SPLITS], [*SPLITS, *(f"{split}_mask" for split in SPLITS)]
     return any(below[0] in (files if len(below) == 1 else folders) for below in (parts, parts[1:]) if below)

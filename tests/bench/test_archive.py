@@ -118,6 +118,33 @@ def test_a_broken_run_leaves_the_older_archive(copied, tmp_path):
     assert after == broken and set(after) <= set(before)
 
 
+@pytest.mark.parametrize("left", ["lock", "seem/resume-00000010-0123456789abcdef.pt", "seem/model.pt", "cache/x"])
+def test_a_suite_that_is_worked_on_is_no_archive(copied, tmp_path, left):
+    other = tmp_path / "other"
+    archive_suite(copied, other)
+    (other / left).parent.mkdir(exist_ok=True)
+    (other / left).write_text("mine")
+    before = state_of(other)
+    with pytest.raises(UserError, match="is a suite's own folder"):
+        archive_suite(copied, other)
+    assert state_of(other) == before
+
+
+def test_killed_between_two_renames_the_older_archive_is_found_again(copied, tmp_path, monkeypatch):
+    archive_suite(copied, tmp_path / "kept")
+    (tmp_path / "kept").rename(tmp_path / ".kept.17.old")
+    next(copied.glob("seem-*/records.parquet")).write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"records\.parquet"):
+        archive_suite(copied, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists(), "nothing is touched for a suite that cannot be read"
+    (broken,) = copied.glob("seem-*/records.parquet")
+    shutil.copyfile(tmp_path / ".kept.17.old" / broken.relative_to(copied), broken)
+    monkeypatch.setattr("bench.archive._copy", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        archive_suite(copied, tmp_path / "kept")
+    assert (tmp_path / "kept" / "suite.json").exists()
+
+
 @pytest.mark.parametrize("place", ["copied", "copied/within", "."])
 def test_not_within_the_run(copied, tmp_path, place):
     with pytest.raises(UserError, match="lie one within the other"):

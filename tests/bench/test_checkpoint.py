@@ -1,6 +1,7 @@
 """Checkpoints: the newest whole one is found, and training goes on from any of them to the same bits."""
 
 import contextlib
+import errno
 import json
 import random
 
@@ -14,7 +15,7 @@ from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
 from bench.environment import seed_everything
 from bench.errors import UserError
-from bench.execute import execute, mark_interrupted
+from bench.execute import execute, mark_interrupted, run_state
 from bench.methods import METHODS
 from bench.runlog import RunLog
 from bench.spec import Recipe, RunSpec
@@ -178,6 +179,29 @@ def test_a_checkpoint_of_another_model_is_told_with_the_fix(splits, tmp_path):
         fit(wider, splits, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        {"model": []},
+        {"optimizer": {"state": {}, "param_groups": 3}},
+        {"optimizer": None},
+        {"schedule": 1e999},
+        {"random": {"cpu": torch.zeros(3), "sampling": {}, "python": (), "numpy": ()}},
+        {"random": {"cpu": torch.get_rng_state(), "sampling": (1 << 80, 0), "python": (3, (-1,), None), "numpy": 1}},
+        {"progress": {"step": 1, "speed": 2}},
+    ],
+)
+def test_a_checkpoint_that_holds_anything_is_told_with_the_fix(garbage, splits, tmp_path):
+    """Its name has the hash of its bytes, as whoever made it can compute."""
+    with pytest.raises(Killed):
+        fit(spec_of(splits), splits, tmp_path, 5)
+    _, state = newest_checkpoint(tmp_path)
+    forget_checkpoints(tmp_path)
+    save_checkpoint(tmp_path, 3, state | garbage)
+    with pytest.raises(UserError, match=r"resume-00000003-.*\.pt is not a checkpoint of this run .*: remove it"):
+        fit(spec_of(splits), splits, tmp_path)
+
+
 @pytest.mark.fault
 def test_a_full_disk_at_a_checkpoint_does_not_stop_training(splits, tmp_path, monkeypatch, capsys):
     def full(*args):
@@ -188,7 +212,19 @@ def test_a_full_disk_at_a_checkpoint_does_not_stop_training(splits, tmp_path, mo
     assert "no checkpoint at step 3" in capsys.readouterr().out and newest_checkpoint(tmp_path) is None
 
 
-def test_a_finished_trial_leaves_none_and_a_failed_one_begins_anew(splits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (RuntimeError("no predictions"), False),
+        (FloatingPointError("not finite"), False),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "records.parquet"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (UserError("a file of yours"), True),
+        (torch.OutOfMemoryError("out of memory"), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failed_trial_begins_anew_unless_what_it_was_given_failed(error, goes_on, splits, tmp_path, monkeypatch):
     suite = tmp_path / "suite"
     suite.mkdir()
     splits.save(suite / "splits.json")
@@ -198,11 +234,19 @@ def test_a_finished_trial_leaves_none_and_a_failed_one_begins_anew(splits, tmp_p
     predict = METHODS["boltzformer"].build(spec).__class__.predict
 
     def broken(*args):
-        raise RuntimeError("no predictions")
+        raise error
 
     monkeypatch.setattr("bench.train.TrainedSegmenter.predict", broken)
     assert execute(spec, suite) == "failed" and newest_checkpoint(run_dir)[1]["progress"]["step"] == STEPS
     monkeypatch.setattr("bench.train.TrainedSegmenter.predict", predict)
     mark_interrupted(run_dir, ("running", "failed"))  # as `bench run` does before it tries again
+    forget, states = checkpoint.forget_checkpoints, []
+
+    def forget_and_tell(folder):
+        states.append(run_state(folder)["state"])
+        forget(folder)
+
+    monkeypatch.setattr("bench.execute.forget_checkpoints", forget_and_tell)
     assert execute(spec, suite) == "finished" and newest_checkpoint(run_dir) is None
-    assert "goes on" not in (run_dir / "output.log").read_text()
+    assert ("goes on" in (run_dir / "output.log").read_text()) == goes_on
+    assert states[-1] == "finished", "killed in between it has either"

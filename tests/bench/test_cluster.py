@@ -188,6 +188,16 @@ def test_nodes_are_asked_before_anything_trains(cluster, tmp_path, monkeypatch):
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_a_node_without_cpus_is_asked_where_it_may_get_a_trial_that_waits(cluster, tmp_path, monkeypatch):
+    with tuning.ray_at(cluster.address):
+        monkeypatch.setattr("bench.cluster.package_versions", lambda: {"torch": "1.0"})
+        for waiting, count in ((False, 1), (True, 2)):
+            with pytest.raises(UserError) as told:
+                check_nodes(tmp_path, waiting=waiting)
+            assert str(told.value).count("node ") == count
+
+
 def test_a_method_of_a_package_that_the_nodes_lack_is_one_line_before_anything_trains(
     bench, cluster, squares, tmp_path
 ):
@@ -298,6 +308,21 @@ def test_a_node_that_does_not_share_the_folder_is_named_with_the_fix(bench, star
 def test_an_address_that_is_none(address):
     with pytest.raises(UserError, match=r"give auto, or HOST:PORT of the head node as `ray start` printed it"):
         reach(address)
+
+
+@pytest.mark.parametrize("by", ["RAY_ADDRESS", "the file of `ray start`"])
+def test_a_cluster_that_is_gone_is_told_at_once_with_auto(by, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    reach("auto")  # nothing names one: Ray looks for it
+    if by == "RAY_ADDRESS":
+        monkeypatch.setenv(by, "127.0.0.1:9")
+    else:
+        by = tmp_path / "ray" / "ray_current_cluster"
+        by.parent.mkdir()
+        by.write_text("127.0.0.1:9")
+    with pytest.raises(UserError, match=rf"^--address auto \(127.0.0.1:9 by {by}\): no Ray answers there"):
+        reach("auto")
 
 
 def test_nobody_at_the_address_is_one_line(bench, tmp_path):

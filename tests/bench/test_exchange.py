@@ -151,6 +151,20 @@ def test_two_suites_of_one_name_are_not_mixed(tmp_path):
         exchange_of(f"file://{tmp_path}/there", tmp_path / "here/main")
 
 
+def test_killed_while_it_sends_for_the_first_time_it_goes_on(tmp_path, monkeypatch):
+    """The URL has suite.json, and nothing here says so."""
+    url, here = f"file://{tmp_path}/there", tmp_path / "here/main"
+    bring(url, here, lambda: None)
+    (here / "suite.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Exchange, "_note", lambda *args: 1 / 0)
+        with pytest.raises(UserError, match="division by zero"):
+            exchange_of(url, here).push()
+    assert (tmp_path / "there/main/suite.json").exists()
+    bring(url, here, lambda: None)
+    assert contents(here) == contents(tmp_path / "there/main")
+
+
 def test_a_suite_that_is_refused_brings_no_runs(tmp_path):
     (tmp_path / "there/main/a").mkdir(parents=True)
     (tmp_path / "there/main/suite.json").write_text("{}")

@@ -1,5 +1,6 @@
 """A suite at a URL is one driver's at a time; drivers are real processes with folders of their own."""
 
+import io
 import os
 import socket
 import subprocess
@@ -67,6 +68,30 @@ def test_the_folder_of_a_dead_driver_goes_on_at_once(holder, url, tmp_path, monk
     with leased(Exchange(url, tmp_path / "first" / "two")):
         pass
     assert not capsys.readouterr().err
+
+
+def test_another_machine_of_the_same_name_and_folder_is_not_the_dead_driver(holder, url, tmp_path, monkeypatch):
+    """Copies of one image have equal names."""
+    monkeypatch.setattr(lease, "_machine", lambda: "another")
+    with pytest.raises(UserError, match="is in use by"), leased(Exchange(url, tmp_path / "first" / "two")):
+        pass
+
+
+def test_a_driver_that_has_slept_sees_its_successor_and_leaves_it_alone(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "PAUSE", 0.1)
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    monkeypatch.setattr(sys, "__stderr__", told := io.StringIO())
+    ours = Exchange(url, tmp_path / "ours")
+    with leased(ours):
+        ours.put(DRIVER, b'{"id": "successor", "process": 7, "host": "other"}')
+        deadline = time.monotonic() + 30
+        while not told.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+    assert ours.get(DRIVER) == b'{"id": "successor", "process": 7, "host": "other"}'
+    assert told.getvalue().startswith(f"warning: {url} has been taken over by `bench run` of process 7 on other")
+    assert told.getvalue().count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"[1]", b'{"host": "\\u001b[2J"}'])

@@ -17,6 +17,7 @@ from bench import tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+SECRET = "s3cret-of-the-server"
 DEADLINE = 180  # seconds for a server to answer; MLflow makes its tables first
 
 pytestmark = pytest.mark.slow
@@ -66,6 +67,7 @@ class Server:
         self.process = None
         self.uri = f"http://127.0.0.1:{port}"
         self.output = folder / "server.txt"
+        self.database = Path(database.removeprefix("sqlite:///"))
         self.command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
         self.command += ["--artifacts-destination", str(folder), "--port", str(port), "--workers", str(workers)]
 
@@ -161,7 +163,8 @@ def begun(serve, started, squares, tmp_path):
 
     def begin(*more, module=("-m", "bench")):
         server = serve(f"sqlite:///{tmp_path / 'server.db'}")
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": server.uri}
+        uri = server.uri.replace("://", f"://me:{SECRET}@")
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
         words = ["--methods", "boltzformer,location_prior", "--executor", "local", *more]
         words = command(words, squares, tmp_path / "runs", module)
         running = started(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -172,8 +175,13 @@ def begun(serve, started, squares, tmp_path):
 
 
 def assert_all_arrived(server, run_dir, curves):
+    """And the password nowhere: neither in the folder nor in what the server keeps."""
     assert len(curves) == 5
     assert curves_in_mlflow(server.uri, run_dir, curves) == curves
+    for folder in (run_dir.parents[1], server.output.parent):
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        assert files and not [file for file in files if SECRET.encode() in file.read_bytes()]
+    assert SECRET.encode() not in server.database.read_bytes()
 
 
 @pytest.mark.fault
@@ -202,7 +210,7 @@ def test_a_server_that_comes_back_while_trials_run_has_everything(begun, curves_
     wait_until(lambda: max(arrived()) > max(steps), running)
     assert steps - arrived() and running.poll() is None, "what was missed is sent when it ends"
     output = running.communicate(timeout=300)[0]
-    assert running.returncode == 0, output[-2000:]
+    assert running.returncode == 0 and SECRET not in output, output[-2000:]
     assert_all_arrived(server, run_dir, curves_in_folder(run_dir))
 
 
@@ -212,7 +220,7 @@ def test_a_server_that_goes_away_in_the_middle_has_everything_in_the_end(begun, 
     server, running, words, environment = begun()
     server.stop()
     output = running.communicate(timeout=300)[0]
-    assert running.returncode == 0, output[-2000:]
+    assert running.returncode == 0 and SECRET not in output, output[-2000:]
     (run_dir,) = tmp_path.glob("runs/*/boltzformer-*")
     assert "in_mlflow" not in json.loads((run_dir / "status.json").read_text())
     server.start()

@@ -1,6 +1,7 @@
 """What a run folder has is in MLflow in the end, once, whatever was sent on the way; a real store."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
 from bench.execute import execute, run_state
 from bench.methods import make_spec
-from bench.publish import _test_metrics, publish, publish_rest
+from bench.publish import _test_metrics, publish, publish_rest, tracker_of
 from bench.runlog import RunLog
 from bench.tracking import Tracker
 from experiments import SUITES
@@ -121,3 +122,35 @@ def test_metrics_for_mlflow_by_hand(tmp_path):
             "dice/large/MSD-Lung": 2 / 3,
         }
     )
+
+
+def test_two_folders_of_one_name_have_runs_of_their_own(suite, store, tmp_path):
+    """As two users have who ask one server for the same suite; each is taken up again."""
+    folder, (spec, _) = suite
+    (folder / "suite.json").write_text(json.dumps({"id": "a1", "phantom": False, "data": {}}))
+    other = shutil.copytree(folder, tmp_path / "other" / "suite")
+    (other / "suite.json").write_text(json.dumps({"id": "b2", "phantom": False, "data": {}}))
+    for where in (folder, other):
+        execute(spec, where, store)
+    names = [run_state(where / spec.run_id)["in_mlflow"] for where in (folder, other)]
+    assert len(set(names)) == 2
+    for where, name in zip((folder, other), names, strict=True):
+        assert tracker_of(spec, where, store, None, fresh=False).run_id == name
+
+
+def test_what_failed_and_what_another_store_has_is_sent_too(suite, store, curves_in_folder, tmp_path):
+    folder, (prior, trained) = suite
+    folder = folder.rename(folder.with_name("to be sent"))
+    for spec in (prior, trained):
+        execute(spec, folder)
+    run_dir = folder / trained.run_id
+    status = run_state(run_dir)
+    failed = {name: status[name] for name in ("started", "ended", "spec_hash")} | {"state": "failed", "error": "NaN"}
+    (run_dir / "status.json").write_text(json.dumps(failed))
+    second = f"sqlite:///{tmp_path / 'second.db'}"
+    assert tracking.initialize_store(second, tmp_path)
+    for uri in (store, second):
+        publish_rest(folder, (prior, trained), uri, None)
+        client, run = mlflow_run(uri, f"{trained.hash} to be sent")
+        assert run.info.status == "FAILED" and all_points(client, run) == curves_in_folder(run_dir)
+        assert mlflow_run(uri, f"{prior.hash} to be sent")[1].info.status == "FINISHED"

@@ -4,6 +4,9 @@ run at a time.
 
 import io
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -158,6 +161,50 @@ def test_ctrl_c_says_how_to_go_on(request_of, monkeypatch, fast, capsys):
     request = request_of(methods=("interrupted",))
     assert driver.run(request, console()) == 130
     assert request.command in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["bench.run.check_folder", "bench.run.write_suite", "reports.build.build_report"])
+def test_asked_to_stop_outside_the_trials_it_says_how_to_go_on(number, moment, request_of, monkeypatch, fast, capsys):
+    if number == signal.SIGINT:  # ignored where the tests run in the background of a shell
+        signal.signal(number, signal.default_int_handler)
+    before = signal.getsignal(number)
+
+    def stop(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(moment, stop)
+    request = request_of()
+    assert driver.run(request, console()) == 130
+    assert request.command in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+
+
+def test_a_folder_that_another_command_made_meanwhile_is_refused(request_of, tmp_path, monkeypatch, fast):
+    assert driver.run(request_of(), console()) == 0
+    file = tmp_path / "runs" / "smoke-squares" / "suite.json"
+    there = json.dumps(json.loads(file.read_text()) | {"split_hash": "other"})
+    file.unlink()
+    prepared = driver.prepare
+
+    def and_then(*args):
+        plan = prepared(*args)
+        file.write_text(there)
+        return plan
+
+    monkeypatch.setattr(driver, "prepare", and_then)
+    with pytest.raises(UserError, match=r"suite.json has split_hash 'other'"):
+        driver.run(request_of(), console())
+    assert file.read_text() == there
+
+
+def test_checkpoints_of_a_trial_that_was_killed_when_all_was_done_go(request_of, tmp_path, fast):
+    assert driver.run(request_of(), console()) == 0
+    (run_dir,) = (tmp_path / "runs" / "smoke-squares").glob("*-seed*")
+    (run_dir / "resume-00000010-0123456789abcdef.pt").write_bytes(b"")
+    assert driver.run(request_of(), console()) == 0
+    assert not list(run_dir.glob("resume-*"))
 
 
 @pytest.mark.parametrize("field", ["split_hash", "schema_version", "suite", "profile"])

@@ -62,6 +62,13 @@ def test_a_line_that_cannot_be_read_does_not_stop_a_restart(tmp_path):
     assert [(row["step"], row["train_loss"]) for row in history(tmp_path)] == [(10, 0.5)]
 
 
+@pytest.mark.parametrize("line", ['{"step": 1e999}', '{"step": ' + "[" * 100_000, '{"step": 1, "time": 1e999}', "[1]"])
+def test_what_somebody_else_has_written_there_is_no_traceback(line, tmp_path):
+    (tmp_path / "history.jsonl").write_text(line + "\n")
+    RunLog(tmp_path).metrics(10, train_loss=1.0)
+    assert [row["step"] for _, row in runlog.read_history(tmp_path / "history.jsonl") if "train_loss" in row] == [10]
+
+
 def test_a_torn_last_line_is_cut_off_and_its_step_is_logged_again(tmp_path):
     RunLog(tmp_path).metrics(1, train_loss=1.0)
     with (tmp_path / "history.jsonl").open("a") as handle:

@@ -75,6 +75,57 @@ def test_a_trial_whose_files_are_gone_gets_a_new_run(store):
     assert run_of(store, "trial c")[1].info.run_id == second.run_id
 
 
+def test_what_a_killed_process_has_not_sent_of_the_parameters_is_sent(store):
+    client = tracking.client(store)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    made = client.create_run(experiment, tags={"bench_key": "trial e"})  # and killed here
+    client.log_param(made.info.run_id, "seed", "0")
+    again = Tracker(store, "trial e", "e", params={"seed": 0, "steps": 5})
+    assert again.run_id == made.info.run_id
+    assert run_of(store, "trial e")[1].data.params == {"seed": "0", "steps": "5"}
+
+
+def test_a_new_run_whose_answer_did_not_arrive_is_not_made_twice(store, monkeypatch, capsys):
+    Tracker(store, "trial f", "f")
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_run
+
+    def no_answer(*args, **kwargs):
+        create(*args, **kwargs)
+        raise OSError("timed out")
+
+    monkeypatch.setattr(MlflowClient, "create_run", no_answer)
+    tracker = Tracker(store, "trial f", "f", params={"seed": 0}, fresh=True)
+    assert tracker.run_id is None
+    monkeypatch.setattr(MlflowClient, "create_run", create)
+    tracker.begin_again()
+    tracker.log(1, {"train_loss": 1.0})
+    tracker.finish("FINISHED")
+    _, run = run_of(store, "trial f")
+    assert run.info.run_id == tracker.run_id and run.data.params == {"seed": "0"}
+
+
+def test_of_a_trial_and_its_leading_worker_one_opens_a_new_run(store):
+    Tracker(store, "trial g", "g")
+    opened = Tracker(store, "trial g", "g", fresh=True)
+    assert not opened.leave_fresh(), "it has made the new run"
+    away = Tracker("http://127.0.0.1:9", "trial g", "g", fresh=True)
+    assert away.leave_fresh() and not away.leave_fresh()
+
+
+def test_the_experiment_may_be_made_by_somebody_else_meanwhile(store, monkeypatch):
+    client = tracking.client(store)
+    there, looked = client.get_experiment_by_name(tracking.EXPERIMENT), []
+
+    def late(name):
+        looked.append(name)
+        return there if len(looked) > 1 else None
+
+    monkeypatch.setattr(client, "get_experiment_by_name", late)
+    assert tracking._experiment_id(client, None) == there.experiment_id
+
+
 def test_without_mlflow_nothing_breaks_and_it_is_told_once(capsys):
     tracker = Tracker("http://127.0.0.1:9", "trial", "name")
     for step in range(50):

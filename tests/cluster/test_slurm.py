@@ -106,9 +106,9 @@ def slurm(free_port, tmp_path_factory):
         daemons.wait()
 
 
-def submit(slurm, folder, *words):
+def submit(slurm, folder, *words, export="ALL"):
     """The number of a job of two nodes in `folder`."""
-    options = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-task=0", "--mem=0", "--time=10"]
+    options = ["--nodes=2", "--cpus-per-task=1", "--gpus-per-task=0", "--mem=0", "--time=10", f"--export={export}"]
     said = slurm("sbatch", *options, SCRIPT, *words, cwd=folder)
     found = re.fullmatch(r"Submitted batch job (\d+)\n", said)
     assert found, said
@@ -121,7 +121,8 @@ def wait_for_job(slurm, job, folder):
     while True:
         told = slurm("scontrol", "show", "job", job)
         state, code = re.search(r"JobState=(\S+)", told)[1], int(re.search(r" ExitCode=(\d+):", told)[1])
-        log = (folder / f"boltzbench-{job}.log").read_text() if state != "PENDING" else ""
+        file = folder / f"boltzbench-{job}.log"
+        log = file.read_text() if file.exists() else ""
         if state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
             return state, code, log
         assert time.time() < deadline, log
@@ -153,3 +154,16 @@ def test_a_suite_on_two_nodes_and_the_time_limit(slurm, bench, squares, tmp_path
         pd.testing.assert_frame_equal(*tables)
     (trained,) = tmp_path.glob("runs/*/boltzformer-*")
     assert "goes on from step 1" in (trained / "output.log").read_text()
+
+
+def test_a_ray_that_does_not_begin_ends_the_job(slurm, tmp_path):
+    """Instead of holding the machines until the time limit."""
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
+    (programs / "ray").write_text("#!/bin/sh\necho no Ray here >&2\nexit 1\n")
+    (programs / "ray").chmod(0o755)
+    job = submit(slurm, tmp_path, "--suite", "smoke", export=f"ALL,VENV={tmp_path / 'venv'}")
+    state, code, log = wait_for_job(slurm, job, tmp_path)
+    assert (state, code) == ("FAILED", 1), log
+    assert "no Ray here" in log and "error: Ray does not begin on n1: see above" in log

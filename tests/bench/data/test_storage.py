@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bench import cli
 from bench.data.check import check_datasets
 from bench.data.dataset import find_datasets, load_dataset
-from bench.data.storage import is_url, local_folders, mirror
+from bench.data.storage import _belongs, is_url, local_folders, mirror
 from bench.errors import UserError
 
 
@@ -130,6 +130,14 @@ def test_keys_that_leave_the_folder_are_not_written(remote, memory, tmp_path):
     memory.store["/bucket/toy/train/../../../outside.png"] = memory.store["/bucket/toy/train.json"]
     mirror(remote, tmp_path / "cache")
     assert list(tmp_path.rglob("outside*")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["/train/x.png", "/set/train/x.png", "./train/x.png", "train//x.png", "../train/x.png"]
+)
+def test_a_name_that_leaves_the_folder_is_of_no_data_set(name):
+    """By whoever wrote the log of what was copied, which says what is to be removed."""
+    assert _belongs(["train", "x.png"]) and not _belongs(name.split("/"))
 
 
 def test_what_cannot_be_read_is_one_line_with_the_fix(remote, memory, tmp_path, monkeypatch):

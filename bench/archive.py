@@ -90,6 +90,7 @@ def _check_older(out: Path, suite_dir: Path, finished: set[str]) -> None:
 def _copy(home: Path, fresh: Path, runs: list[str], names: tuple[str, ...]) -> None:
     fresh.mkdir(parents=True)
     suite = read_suite(home)
+    suite.pop("id", None)  # whoever goes on with the archive has runs in MLflow of their own
     suite["data"] = {name: Path(folder).name for name, folder in suite["data"].items()}
     suite["backbone_weights"] = _last_part(suite.get("backbone_weights"))
     suite["command"] = _without_folders(suite["command"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_tensors
-from bench.errors import full_disk
+from bench.errors import comes_from_outside, full_disk
 from bench.spec import sha256_of
 
 KEPT = 2
@@ -55,6 +55,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
                 check_archive(file)
                 return file, torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # torch raises whatever strange bytes lead it to
+                if comes_from_outside(error):
+                    raise
                 reason = f"of no use ({' '.join(str(error).split())[:200]})"
         print(f"{file.name} is {reason}: the checkpoint before it is taken")
     return None

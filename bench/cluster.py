@@ -51,9 +51,18 @@ def _meant_by_auto() -> tuple[str, str]:
         return ("", "") if where == "auto" else (where, "RAY_ADDRESS")
     file = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
     try:
-        return file.read_text().strip(), str(file)
+        where = file.read_text().strip()
     except OSError:
         return "", ""
+    return ("", "") if _runs_here("gcs_server") else (where, str(file))  # Ray prefers one that it sees running
+
+
+def _runs_here(program: str) -> bool:
+    for file in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if file.read_text().strip() == program:
+                return True
+    return False
 
 
 def our_code() -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""The one exception that is a message to the user rather than a bug."""
+"""The exception that is a message to the user rather than a bug, and what is asked of others."""
 
 import difflib
 import errno
 from collections.abc import Iterable
+
+# what torch and oneDNN say on a CPU, where it is no torch.OutOfMemoryError
+NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a memory object")
 
 
 class UserError(Exception):
@@ -29,6 +32,20 @@ def printable(text: str) -> str:
 def is_control(character: str) -> bool:
     """Whether a character is one of Unicode's C0 or C1 controls."""
     return ord(character) < 32 or 127 <= ord(character) < 160
+
+
+def comes_from_outside(error: BaseException) -> bool:
+    """Whether a file system, memory or a device failed, which says nothing against what has been computed so far."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, OSError) or is_out_of_memory(error) or "AcceleratorError" in names
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine did not suffice."""
+    # torch's exceptions by name: it is slow to import
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in {kind.__name__ for kind in type(error).__mro__}:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def full_disk(error: BaseException) -> str | None:

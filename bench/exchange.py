@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bench.urls import refuse_password
 
 RECORD = ".exchange.json"
 SOON = 0.3  # seconds until what is not to wait is seen: a checkpoint, the wish to stop
+CHECKPOINTS, CURVE = "resume-*.pt", "history.jsonl"
 STATUS = "status.json"  # a run folder's last file: who sees it sees the files that it speaks of
 WHOLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl")  # object stores show a file when all of it is there
 LARGE = 16 * 2**20  # bytes; a larger file is not read into memory
@@ -59,12 +61,12 @@ class Exchange:
         self._whole = url.split("://")[0] in WHOLE
         self._made: set[str] = set()  # folders at the URL
         # name -> [size, mtime in ns, version at the URL]
-        self._same: dict[str, list] = self._record() or {}
+        self._same: dict[str, list] = self._read_record()
 
     @property
     def is_new(self) -> bool:
-        """Whether this folder and this URL have never met, not even with nothing to exchange."""
-        return self._record() is None
+        """Whether this folder and this URL have never met."""
+        return not self._same
 
     def names_there(self) -> set[str]:
         """What lies at the URL."""
@@ -166,9 +168,12 @@ class Exchange:
         return self._versions(info for folder in sorted(folders) for info in self.system.ls(folder, detail=True))
 
     def _stamps(self, wanted: Wanted) -> dict[str, Stamp]:
-        """What lies here. Each status is looked at before the files that it speaks of, which are as old or newer."""
-        statuses = [file.relative_to(self.folder).as_posix() for file in self.folder.glob(f"*/{STATUS}")]
-        found = {name: self._stamp(name) for name in statuses if wanted(name)}
+        """What lies here. Each status, and each checkpoint, is looked at before the files that it speaks of, which are
+        as old or newer.
+        """
+        first = [file for pattern in (STATUS, CHECKPOINTS) for file in self.folder.glob(f"*/{pattern}")]
+        names = [file.relative_to(self.folder).as_posix() for file in first]
+        found = {name: self._stamp(name) for name in names if wanted(name)}
         for where, _, files in os.walk(self.folder):
             for file in files:
                 name = (Path(where) / file).relative_to(self.folder).as_posix()
@@ -191,8 +196,12 @@ class Exchange:
         return self._same[name][2] if name in self._same else None
 
     def _each(self, work: Callable[[str], None], names: Sequence[str]) -> None:
-        """`work` on each name, status.json after all others; side by side where the file system can."""
-        for batch in ([n for n in names if not n.endswith(STATUS)], [n for n in names if n.endswith(STATUS)]):
+        """`work` on each name, checkpoints after the curves up to them and status.json after all others; side by side
+        where the file system can.
+        """
+        ranks = [name.endswith(STATUS) * 2 or fnmatch(name, f"*/{CHECKPOINTS}") * 1 for name in names]
+        for rank in range(3):
+            batch = [name for name, own in zip(names, ranks, strict=True) if own == rank]
             with ThreadPoolExecutor(connections(self.system), "exchange") as pool:
                 list(pool.map(work, batch))
 
@@ -219,7 +228,8 @@ class Exchange:
             self._write(name, lambda target: self.system.put_file(str(file), target))
         else:
             content = _content(file)
-            if self._stamp(name) != stamp:  # written to, or removed, since it was looked at
+            # written to, or removed, since it was looked at; a curve only grows, and a checkpoint may wait for it
+            if self._stamp(name) != stamp and not (content and name.endswith(CURVE)):
                 return False
             self._write(name, lambda target: self.system.pipe_file(target, content))
         return self._stamp(name) == stamp
@@ -258,13 +268,13 @@ class Exchange:
         self._same |= {name: [*stamps[name], versions[name]] for name in sent if name in versions}
         self._write_record()
 
-    def _record(self) -> dict[str, list] | None:
-        """What is the same; None where this folder was last brought together with another URL."""
+    def _read_record(self) -> dict[str, list]:
+        """What is the same, empty where this folder was last brought together with another URL."""
         try:
             record = load_json(self.folder / RECORD)
-            return record["files"] if record["url"] == self.url else None
+            return record["files"] if record["url"] == self.url else {}
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return {}
 
     def _write_record(self) -> None:
         write_json(self.folder / RECORD, {"url": self.url, "files": self._same}, durable=False)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.atomic import write_json, write_text
 from bench.checkpoint import forget_checkpoints
-from bench.errors import UserError, full_disk
+from bench.errors import UserError, comes_from_outside, full_disk
 from bench.interface import Method, Prediction, Sample, Spread
 from bench.limits import load_json
 from bench.locks import alone_in
-from bench.publish import LEFT, publish, starting_weights, tracker_of
+from bench.publish import FRESH, LEFT, publish, starting_weights, tracker_of
 from bench.records import (
     ADDED_COLUMNS,
     PHRASINGS_FILE,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bench.data.splits import Splits
     from bench.tracking import Tracker
 
+DYING = 5.0  # seconds for a process that was killed to be gone
 # (spec, suite folder, run folder, tracker, spread, micro_batch) -> the FitSummary as a dict
 Work = Callable[[RunSpec, Path, Path, "Tracker | None", Spread | None, int | None], dict[str, Any]]
 
@@ -110,14 +111,14 @@ def _execute(
 ) -> str:
     """`execute` without the lock: "finished" or "failed"."""
     before = run_state(run_dir)
-    fresh = before["state"] == "missing"
+    fresh = before["state"] == "missing" or bool(before.get(FRESH))
     started = time.time()
     status: dict[str, Any] = {
         "state": "running",
         "error": None,
         "started": _iso(started),
         "spec_hash": spec.hash,
-    }
+    } | ({FRESH: True} if fresh else {})
     if not _goes_on(before, spec):
         forget_checkpoints(run_dir)
     (run_dir / "progress.json").unlink(missing_ok=True)
@@ -127,6 +128,8 @@ def _execute(
     tracker = None
     try:
         tracker = tracker_of(spec, suite_dir, tracking_uri, parent, fresh)
+        if tracker is not None and tracker.run_id is not None and status.pop(FRESH, False):
+            write_json(run_dir / "status.json", status)
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, printing_to(output):
             status["fit"] = (work or fit_and_predict)(spec, suite_dir, run_dir, tracker, spread, micro_batch)
             status["files"] = files_left(run_dir)
@@ -153,22 +156,13 @@ def failure_of(error: BaseException) -> dict[str, Any]:
         "state": "failed",
         "error": _one_line(error),
         "user_error": mendable,
-        "goes_on": comes_from_outside(error),
+        "goes_on": isinstance(error, UserError) or comes_from_outside(error),
     }
-
-
-def comes_from_outside(error: BaseException) -> bool:
-    """Whether an error says nothing against what the trial has trained so far: the user's data or options, a file
-    system, memory, a device.
-    """
-    devices = {"OutOfMemoryError", "AcceleratorError"}  # torch's, by name: it is slow to import
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, UserError | OSError | MemoryError) or bool(names & devices)
 
 
 def _goes_on(before: dict[str, Any], spec: RunSpec) -> bool:
     """Whether what a trial of the status `before` left is a part of this one."""
-    failed = before.get("error") is not None and not before.get("goes_on")
+    failed = before.get("error") is not None and not before.get("goes_on", before.get("user_error"))
     return before.get("spec_hash") == spec.hash and not failed
 
 
@@ -322,10 +316,15 @@ def leave_out(spec: RunSpec, run_dir: Path, reason: str) -> None:
 
 
 def mark_interrupted(run_dir: Path, states: Sequence[str] = ("running",)) -> None:
-    """Turns a "running" that nobody runs any more (a killed worker), or others of `states`, into "interrupted"."""
-    status = run_state(run_dir)
-    if status["state"] in states:
-        write_json(run_dir / "status.json", status | {"state": "interrupted", "ended": _iso(time.time())})
+    """Turns a "running" that nobody runs any more (a killed worker), or others of `states`, into "interrupted". A trial
+    whose process lives on, and is about to say how it ended, is left alone.
+    """
+    if run_state(run_dir)["state"] not in states:
+        return
+    with contextlib.suppress(UserError), alone_in(run_dir, DYING):
+        status = run_state(run_dir)
+        if status["state"] in states:
+            write_json(run_dir / "status.json", status | {"state": "interrupted", "ended": _iso(time.time())})
 
 
 def _end(run_dir: Path, status: dict[str, Any], started: float, tracker: Tracker | None) -> None:

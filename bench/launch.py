@@ -62,7 +62,8 @@ class Team:
                 "spec": spec.model_dump_json(),
                 "suite_dir": str(suite_dir),
                 "micro_batch": micro_batch,
-                "fresh": tracker is not None and tracker.leave_fresh(),
+                # else the trial opens its run in the end, and sends the curve then
+                "tracked": tracker is not None and tracker.run_id is not None,
             },
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -113,7 +114,8 @@ def _train(asked: dict[str, Any]) -> dict[str, Any] | None:
     run_dir, leads = suite_dir / spec.run_id, here().leads
     file = run_dir / "output.log" if leads else Path(os.devnull)
     with file.open("a", encoding="utf-8") as output, printing_to(output):
-        tracker = tracker_of(spec, suite_dir, team.uri, team.parent, asked["fresh"]) if leads else None
+        tracked = leads and asked["tracked"]
+        tracker = tracker_of(spec, suite_dir, team.uri, team.parent, fresh=False) if tracked else None
         try:
             return team.work(spec, suite_dir, run_dir, tracker, None, asked["micro_batch"])
         except (KeyboardInterrupt, LeaderEnded):

@@ -66,11 +66,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_in(run_dir: Path) -> Iterator[None]:
+def alone_in(run_dir: Path, patience: float | None = None) -> Iterator[None]:
     """Holds a trial's folder, after waiting for a process that still works there. UserError where that does not end."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOCK).open("a") as handle:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + (PATIENCE if patience is None else patience)
         while True:
             try:
                 lock_file(handle, wait=False)

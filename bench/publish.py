@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bench.tracking import Tracker
 
 LEFT = ("model.pt", "location_prior.npz", "nnunet")  # what methods keep for `predict`, files and folders
+FRESH = "fresh"  # in status.json: MLflow has nothing of this run yet, whatever it has of an earlier one
 IN_MLFLOW, IN_STORE = "in_mlflow", "in_store"  # in status.json: the MLflow run that has all of this run, and where
 MLFLOW_NAME = re.compile(r"[^\w. -]")  # what may not be in a metric's name
 
@@ -60,6 +61,9 @@ def publish(run_dir: Path, tracker: Tracker) -> bool:
     """
     status = load_json(run_dir / "status.json")
     tracker.begin_again()
+    tracker.flush()
+    if tracker.run_id is not None and status.pop(FRESH, False):
+        write_json(run_dir / "status.json", status)
     names = ("spec.json", "env.json", "status.json", "error.txt")
     points = list(_curve(run_dir, status))
     if status["state"] == "finished":
@@ -92,9 +96,9 @@ def publish_rest(suite_dir: Path, specs: Iterable[RunSpec], uri: str, parent: st
             continue
         if status["state"] == "finished" and "fit" not in status:
             continue
-        if IN_MLFLOW in status and status.get(IN_STORE) == _store(uri):
+        if IN_MLFLOW in status and status.get(IN_STORE, _store(uri)) == _store(uri):
             continue
-        tracker = tracker_of(spec, suite_dir, uri, parent, fresh=False)
+        tracker = tracker_of(spec, suite_dir, uri, parent, fresh=bool(status.get(FRESH)))
         if tracker is None or not publish(run_dir, tracker):
             return
 

@@ -113,9 +113,9 @@ def alone(plan: Plan, request: Request) -> Iterator[None]:
 
 
 def send_to_storage(plan: Plan, request: Request) -> None:
-    """Sends what was made after the trials: reports, results of a search."""
+    """Sends what was made after the trials: reports, results of a search. What has gone here goes there."""
     if request.storage is not None:
-        sharing.exchange_of(request.storage, plan.folder).push()
+        sharing.exchange_of(request.storage, plan.folder).push(prune=True)
 
 
 def prepare(request: Request, console: Console) -> Plan | None:

@@ -34,7 +34,7 @@ def read_history(file: Path) -> Iterator[tuple[str, dict]]:
     for line in lines:
         try:
             row = json.loads(line)
-            int(row["step"])
+            row["step"] = int(row["step"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # torn, being written, or anybody's
             continue
         yield line, row
@@ -62,7 +62,6 @@ class RunLog:
         self._history = run_dir / "history.jsonl"
         self._before = 0.0  # seconds that earlier starts have run, up to where this one goes on
         self._seen = self._read_back()
-        self._sent = {step: set(names) for step, names in self._seen.items()}  # by earlier starts
         self._appended = False  # has this start of the trial written a line yet
 
     def progress(self, phase: str, step: int, total: int) -> None:
@@ -87,8 +86,7 @@ class RunLog:
         """Appends a line to history.jsonl and hands it to the tracker.
 
         A restarted trial that begins at an earlier step than the file ends with has thrown its former steps away:
-        so are their lines. A value that the file already holds for this step is dropped, and the tracker, which
-        cannot forget, gets no point that an earlier start of the trial has sent: no curve has two at one step.
+        so are their lines. A value that the file already holds for this step is dropped: no curve has two at one step.
         """
         step = int(step)
         if not self._appended:
@@ -107,8 +105,7 @@ class RunLog:
         with self._history.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
         if self.tracker is not None:
-            sent = self._sent.get(step, set())
-            points = {name: value for name, value in fresh.items() if math.isfinite(value) and name not in sent}
+            points = {name: value for name, value in fresh.items() if math.isfinite(value)}
             if points:
                 self.tracker.log(step, points)
         self._write(time.time())

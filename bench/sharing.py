@@ -8,6 +8,7 @@ trial for its run folder, the driver for all else.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -26,6 +27,7 @@ from bench.stopping import STOP
 
 INTERVAL = 3.0  # seconds between two looks at what has changed
 LIVE = ("status.json", "progress.json", "history.jsonl")  # what the driver reads while trials run
+SUITE = "suite.json"
 DATA = "data"  # in the runs folder and at the URL
 TRIES = 4  # of what must not be lost: a trial's last files
 PAUSE = 5.0  # seconds before the second try, doubled each time
@@ -36,12 +38,25 @@ def exchange_of(storage: str, suite_dir: Path) -> Exchange:
     other.
     """
     exchange = Exchange(f"{storage.rstrip('/')}/{suite_dir.name}", suite_dir)
-    if exchange.is_new and (suite_dir / "suite.json").exists() and "suite.json" in exchange.names_there():
+    if (suite_dir / SUITE).exists() and (there := exchange.get(SUITE)) is not None and _other(exchange, there):
         raise UserError(
             f"{suite_dir} and {exchange.url} both hold a suite, and neither is the other's copy: choose another "
             "--name, or remove one of them"
         )
     return exchange
+
+
+def _other(exchange: Exchange, there: bytes) -> bool:
+    """Whether the suite.json at the URL is not this folder's: by the ids of both, else by whether they have met."""
+    ids = [_id(content) for content in ((exchange.folder / SUITE).read_bytes(), there)]
+    return ids[0] != ids[1] if all(ids) else exchange.is_new
+
+
+def _id(suite: bytes) -> str | None:
+    try:
+        return json.loads(suite)["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def bring(storage: str, suite_dir: Path, check: Callable[[], None]) -> None:
@@ -71,6 +86,7 @@ def following(storage: str, suite_dir: Path) -> Iterator[None]:
     exchange.remove(STOP)  # of a driver that was killed
     for part in _data_sets(suite_dir / "suite.json", suite_dir.parent / DATA):
         Exchange(f"{storage.rstrip('/')}/{DATA}/{part}", suite_dir.parent / DATA / part).push()
+    exchange.pull(lambda name: name.endswith(f"/{STATUS}"))  # of a trial that outlived its driver, and has just ended
     exchange.push()
 
     def look() -> None:

@@ -20,14 +20,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench.atomic import write_tensors
 from bench.checkpoint import newest_checkpoint
-from bench.errors import UserError
+from bench.errors import UserError, comes_from_outside, is_out_of_memory
 from bench.interface import Batch, Log, Part
 from bench.workers import Workers
 from models.boltzmann import SharedGenerator
 
 NOT_FINITE = "not-finite.pt"  # in the run folder: the batch at which training broke off
-# what torch and oneDNN say on a CPU, where it is no torch.OutOfMemoryError
-NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a memory object")
 
 
 @dataclass
@@ -77,9 +75,9 @@ class Training:
                 getattr(self, name).load_state_dict(state[name])
             progress = Progress(**state["progress"])
             self.set_random_state(state["random"])
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a file with the hash of its bytes may hold anything
+            if comes_from_outside(error):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{file} is not a checkpoint of this run ({reason}): remove it") from None
         print(f"goes on from step {progress.step}, by {file.name}")
@@ -213,13 +211,6 @@ def counted(batch: Batch, workers: Workers) -> Batch:
     part = batch.part or Part(0, len(batch.prompts))
     objects = sum(here for (here,) in workers.gather(batch.masks.flatten(1).any(1).sum().item()))
     return replace(batch, part=replace(part, objects=int(objects)))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of the machine did not suffice."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def _leave(file: Path, training: Training, batch: Batch, random_state: dict[str, Any], step: int) -> None:

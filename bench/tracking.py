@@ -145,6 +145,7 @@ class Tracker:
         self._params = params or {}
         self._fresh = fresh
         self._pending: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
+        self._known: dict[str, set[int]] | None = None  # the steps of each curve that MLflow has; None: not asked yet
         self._flushed = time.monotonic()
         self._retry_at = 0.0
         self._warned = False
@@ -165,39 +166,41 @@ class Tracker:
             self._guard(self._send)
 
     def _send(self) -> None:
+        """Sends what is queued and MLflow has not: an earlier start of the trial may have sent it."""
         from mlflow.entities import Metric
 
         while self._pending:
             batch = self._pending[:BATCH]
-            self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            new = []
+            for name, value, milliseconds, step in batch:
+                if step not in self._steps(name):
+                    self._steps(name).add(step)
+                    new.append(Metric(name, value, milliseconds, step))
+            if new:
+                self._client.log_batch(self.run_id, metrics=new)
             del self._pending[: len(batch)]
 
-    def leave_fresh(self) -> bool:
-        """Whether a new run is still to be opened; from here on that is for whoever asks."""
-        fresh, self._fresh = self._fresh and self.run_id is None, False
-        return fresh
+    def _steps(self, name: str) -> set[int]:
+        if self._known is None:
+            self._known = {}
+        if name not in self._known:
+            self._known[name] = {point.step for point in self._client.get_metric_history(self.run_id, name)}
+        return self._known[name]
 
     def begin_again(self) -> None:
-        """Forgets that MLflow was away: the next call tries it."""
-        self.failed, self._retry_at = False, 0.0
+        """Forgets that MLflow was away, and what it had: the next call tries it."""
+        self.failed, self._retry_at, self._known = False, 0.0, None
 
     def catch_up(self, points: Iterable[tuple[int, float, dict[str, float]]]) -> None:
         """Sends, of (step, Unix seconds, values), what MLflow has not at that step, after all that is queued."""
         self.flush()
-
-        def send() -> None:
-            known: dict[str, set[int]] = {}
-            for step, seconds, values in points:
-                for name, value in values.items():
-                    if name not in known:
-                        history = self._client.get_metric_history(self.run_id, name)
-                        known[name] = {point.step for point in history}
-                    if step not in known[name]:
-                        known[name].add(step)
-                        self._pending.append((name, value, int(seconds * 1000), step))
-            self._send()
-
-        self._guard(send)
+        self._known = None
+        self._pending += [
+            (name, value, int(seconds * 1000), step)
+            for step, seconds, values in points
+            for name, value in values.items()
+        ]
+        self._guard(self._send)
 
     def tag(self, **tags: str) -> None:
         """Sets tags: what may change from one start of the trial to the next."""
@@ -238,7 +241,7 @@ class Tracker:
                 self._open()
             action()
         except Exception as error:
-            self.failed = True
+            self.failed, self._known = True, None  # what failed may have arrived
             self._pending.clear()
             self._retry_at = time.monotonic() + RETRY_INTERVAL
             if not self._warned:

@@ -86,9 +86,9 @@ def run_trials(
     try:
         with place:
             if address:
-                methods = {spec.method for spec in specs}
-                waiting = any(METHODS[method].spreads for method in methods) or workers_of(profile, hardware) > 1
-                check_nodes(suite_dir, exchange_url, methods, waiting)
+                spreads = exchange_url is None and any(METHODS[spec.method].spreads for spec in specs)
+                by_workers = workers_of(profile, hardware) > 1 and any(spec.recipe is not None for spec in specs)
+                check_nodes(suite_dir, exchange_url, {spec.method for spec in specs}, waiting=spreads or by_workers)
             _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
@@ -157,6 +157,8 @@ def _connected(failure: str, **options: Any) -> Iterator[None]:
     on_sigterm, on_sigchld = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGCHLD)
     try:
         ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **options)
+    except SystemExit:  # Ray's own way with SIGTERM while it starts
+        raise KeyboardInterrupt from None
     except Exception as error:
         raise UserError(failure.format(" ".join(str(error).split())[:200])) from error
     if threading.current_thread() is threading.main_thread():

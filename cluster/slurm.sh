@@ -15,7 +15,7 @@
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@300
+#SBATCH --signal=B:TERM@900
 #SBATCH --output=boltzbench-%j.log
 set -euo pipefail
 

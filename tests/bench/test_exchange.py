@@ -11,6 +11,7 @@ from fsspec.config import set_conf_env
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench import exchange as exchange_module
 from bench.errors import UserError
 from bench.exchange import LARGE, Exchange, check_url
 from bench.sharing import bring, exchange_of, trial_folder
@@ -151,18 +152,48 @@ def test_two_suites_of_one_name_are_not_mixed(tmp_path):
         exchange_of(f"file://{tmp_path}/there", tmp_path / "here/main")
 
 
-def test_killed_while_it_sends_for_the_first_time_it_goes_on(tmp_path, monkeypatch):
-    """The URL has suite.json, and nothing here says so."""
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_killed_while_they_meet_for_the_first_time_it_goes_on(way, tmp_path, monkeypatch):
+    """Both have suite.json, and nothing here says that it is the same; another suite is none the less refused."""
     url, here = f"file://{tmp_path}/there", tmp_path / "here/main"
-    bring(url, here, lambda: None)
-    (here / "suite.json").write_text("{}")
+    from_side = here if way == "push" else tmp_path / "there/main"
+    from_side.mkdir(parents=True)
+    (from_side / "suite.json").write_text('{"id": "a1"}')
     with monkeypatch.context() as patch:
-        patch.setattr(Exchange, "_note", lambda *args: 1 / 0)
+        for note in ("_note", "_write_record"):
+            patch.setattr(Exchange, note, lambda *args: 1 / 0)
         with pytest.raises(UserError, match="division by zero"):
-            exchange_of(url, here).push()
-    assert (tmp_path / "there/main/suite.json").exists()
+            getattr(exchange_of(url, here), way)()
+    assert (here / "suite.json").exists() and (tmp_path / "there/main/suite.json").exists()
     bring(url, here, lambda: None)
     assert contents(here) == contents(tmp_path / "there/main")
+    (tmp_path / "there/main/suite.json").write_text('{"id": "b2"}')
+    with pytest.raises(UserError, match="both hold a suite"):
+        bring(url, here, lambda: None)
+
+
+def test_a_checkpoint_is_never_there_before_its_curve(tmp_path, monkeypatch):
+    """The curve grows while it is read."""
+    run = tmp_path / "here/a"
+    run.mkdir(parents=True)
+    (run / "history.jsonl").write_text("1\n")
+    (run / "resume-00000002-0123456789abcdef.pt").write_bytes(b"")
+    exchange, read = Exchange(f"file://{tmp_path}/there", tmp_path / "here"), exchange_module._content
+    order = []
+
+    def grows(file):
+        if file.name == "history.jsonl":
+            with file.open("a") as curve:
+                curve.write("2\n")
+        order.append(file.name)
+        return read(file)
+
+    monkeypatch.setattr(exchange_module, "_content", grows)
+    exchange.push()
+    assert order == ["history.jsonl", "resume-00000002-0123456789abcdef.pt"]
+    assert (tmp_path / "there/a/history.jsonl").read_text() == "1\n2\n"
+    exchange.push()
+    assert (tmp_path / "there/a/history.jsonl").read_text() == "1\n2\n2\n", "it is not known to be the same"
 
 
 def test_a_suite_that_is_refused_brings_no_runs(tmp_path):

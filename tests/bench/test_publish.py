@@ -5,7 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench import tracking
@@ -83,19 +83,22 @@ def test_a_run_that_sends_as_it_goes_is_there_as_the_folder_says(suite, store, c
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(arrived=st.lists(st.booleans(), min_size=12, max_size=12), cut=st.integers(0, 12))
-def test_whatever_arrived_before_a_kill(arrived, cut, store, curves_in_folder, tmp_path_factory):
-    """A trial logs 12 points of which MLflow gets some, is killed after `cut`, and goes on from there."""
+@given(
+    arrived=st.lists(st.booleans(), min_size=12, max_size=12), cuts=st.tuples(st.integers(0, 12), st.integers(0, 12))
+)
+@example(arrived=[True] * 12, cuts=(10, 9))  # what the first has sent beyond the second is in no file any more
+def test_whatever_arrived_before_kills(arrived, cuts, store, curves_in_folder, tmp_path_factory):
+    """A trial logs 12 points of which MLflow gets some, is killed twice, and goes on from a checkpoint before it."""
     run_dir = tmp_path_factory.mktemp("killed") / "run"
     key = f"killed {run_dir.parent.name}"
-    for first, last in ((0, cut), (max(0, cut - 2), 12)):  # the second start repeats two steps
+    for first, last in ((0, cuts[0]), (max(0, cuts[0] - 5), cuts[1]), (max(0, min(cuts) - 3), 12)):
         tracker = Tracker(store, key, "run")
         log = RunLog(run_dir, tracker)
         for step in range(first, last):
             log.metrics(step, train_loss=float(step))
             if not arrived[step]:
                 tracker._pending.clear()  # the kill came before they were sent
-        tracker.flush()
+            tracker.flush()
     (run_dir / "status.json").write_text(json.dumps({"state": "interrupted", "ended": "2026-01-01T00:00:00+00:00"}))
     assert publish(run_dir, tracker)
     client, run = mlflow_run(store, key)
@@ -136,6 +139,26 @@ def test_two_folders_of_one_name_have_runs_of_their_own(suite, store, tmp_path):
     assert len(set(names)) == 2
     for where, name in zip((folder, other), names, strict=True):
         assert tracker_of(spec, where, store, None, fresh=False).run_id == name
+
+
+def test_a_run_without_mlflow_does_not_take_up_that_of_an_earlier_one(suite, store, monkeypatch):
+    """Its folder was removed; MLflow is away, or a kill comes before the trial has opened its run."""
+    folder, (spec, _) = suite
+    folder = folder.rename(folder.with_name("removed"))
+    execute(spec, folder, store)
+    first = run_state(folder / spec.run_id)["in_mlflow"]
+    shutil.rmtree(folder / spec.run_id)
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.execute.tracker_of", lambda *args: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            execute(spec, folder, store)
+    execute(spec, folder, AWAY)
+    assert run_state(folder / spec.run_id)["fresh"]
+    publish_rest(folder, [spec], store, None)
+    status = run_state(folder / spec.run_id)
+    assert status["in_mlflow"] != first and "fresh" not in status
+    client, run = mlflow_run(store, f"{spec.hash} removed")
+    assert run.info.run_id == status["in_mlflow"] and len(all_points(client, run)["test_dice"]) == 1
 
 
 def test_what_failed_and_what_another_store_has_is_sent_too(suite, store, curves_in_folder, tmp_path):

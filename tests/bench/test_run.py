@@ -166,8 +166,8 @@ def test_ctrl_c_says_how_to_go_on(request_of, monkeypatch, fast, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["bench.run.check_folder", "bench.run.write_suite", "reports.build.build_report"])
 def test_asked_to_stop_outside_the_trials_it_says_how_to_go_on(number, moment, request_of, monkeypatch, fast, capsys):
-    if number == signal.SIGINT:  # ignored where the tests run in the background of a shell
-        signal.signal(number, signal.default_int_handler)
+    # ignored where the tests run in the background of a shell
+    earlier = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = signal.getsignal(number)
 
     def stop(*args, **kwargs):
@@ -179,6 +179,7 @@ def test_asked_to_stop_outside_the_trials_it_says_how_to_go_on(number, moment, r
     assert driver.run(request, console()) == 130
     assert request.command in capsys.readouterr().err
     assert signal.getsignal(number) == before
+    signal.signal(number, earlier)
 
 
 def test_a_folder_that_another_command_made_meanwhile_is_refused(request_of, tmp_path, monkeypatch, fast):

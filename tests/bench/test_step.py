@@ -14,12 +14,13 @@ from bench import train
 from bench.data.cache import decode, training_batches
 from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
+from bench.errors import is_out_of_memory
 from bench.execute import execute, run_state
 from bench.interface import Batch
 from bench.methods import METHODS
 from bench.runlog import RunLog
 from bench.spec import Recipe, RunSpec
-from bench.step import Progress, Training, counted, is_out_of_memory, parts_of, take_step
+from bench.step import Progress, Training, counted, parts_of, take_step
 from bench.train import batch_loss
 from bench.workers import Quiet, Workers
 from models.boltzmann import SharedGenerator

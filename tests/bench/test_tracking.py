@@ -106,14 +106,6 @@ def test_a_new_run_whose_answer_did_not_arrive_is_not_made_twice(store, monkeypa
     assert run.info.run_id == tracker.run_id and run.data.params == {"seed": "0"}
 
 
-def test_of_a_trial_and_its_leading_worker_one_opens_a_new_run(store):
-    Tracker(store, "trial g", "g")
-    opened = Tracker(store, "trial g", "g", fresh=True)
-    assert not opened.leave_fresh(), "it has made the new run"
-    away = Tracker("http://127.0.0.1:9", "trial g", "g", fresh=True)
-    assert away.leave_fresh() and not away.leave_fresh()
-
-
 def test_the_experiment_may_be_made_by_somebody_else_meanwhile(store, monkeypatch):
     client = tracking.client(store)
     there, looked = client.get_experiment_by_name(tracking.EXPERIMENT), []

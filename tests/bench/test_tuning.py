@@ -207,6 +207,18 @@ def test_experts_train_side_by_side_to_the_weights_of_one_after_the_other(toy, t
     pd.testing.assert_frame_equal(*tables)
 
 
+def test_asked_to_stop_while_ray_starts(monkeypatch):
+    """Ray's own way with SIGTERM is an exit by that number."""
+    import ray
+
+    def ended(**options):
+        raise SystemExit(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", ended)
+    with pytest.raises(KeyboardInterrupt), tuning.ray_at("auto"):
+        pass
+
+
 def test_a_call_after_the_end_of_ray_starts_no_other_even_where_ray_was_imported_first():
     """Tune's thread makes such calls after Ctrl-C. A Ray that it started was one that nobody stopped."""
     code = """

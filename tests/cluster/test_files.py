@@ -12,6 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
+from bench.tuning import SEEN_LATE, STOP_GRACE
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cluster"
 
@@ -42,7 +44,9 @@ def test_bash_takes_the_slurm_script():
     text = script.read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
     assert int(options["nodes"]) * int(options["gpus-per-task"]) == 32
-    assert options["signal"].startswith("B:TERM@"), "the script, not the processes of srun, passes the signal on"
+    to, _, seconds = options["signal"].partition("@")
+    assert to == "B:TERM", "the script, not the processes of srun, passes the signal on"
+    assert int(seconds) > STOP_GRACE + SEEN_LATE
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

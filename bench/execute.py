@@ -128,7 +128,7 @@ def _execute(
     tracker = None
     try:
         tracker = tracker_of(spec, suite_dir, tracking_uri, parent, fresh)
-        if tracker is not None and tracker.run_id is not None and status.pop(FRESH, False):
+        if tracker is not None and tracker.open() and status.pop(FRESH, False):
             write_json(run_dir / "status.json", status)
         with (run_dir / "output.log").open("a", encoding="utf-8") as output, printing_to(output):
             status["fit"] = (work or fit_and_predict)(spec, suite_dir, run_dir, tracker, spread, micro_batch)

@@ -63,7 +63,7 @@ class Team:
                 "suite_dir": str(suite_dir),
                 "micro_batch": micro_batch,
                 # else the trial opens its run in the end, and sends the curve then
-                "tracked": tracker is not None and tracker.run_id is not None,
+                "tracked": tracker is not None and tracker.open(),
             },
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(

@@ -61,8 +61,7 @@ def publish(run_dir: Path, tracker: Tracker) -> bool:
     """
     status = load_json(run_dir / "status.json")
     tracker.begin_again()
-    tracker.flush()
-    if tracker.run_id is not None and status.pop(FRESH, False):
+    if tracker.open() and status.pop(FRESH, False):
         write_json(run_dir / "status.json", status)
     names = ("spec.json", "env.json", "status.json", "error.txt")
     points = list(_curve(run_dir, status))

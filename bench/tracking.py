@@ -150,7 +150,13 @@ class Tracker:
         self._retry_at = 0.0
         self._warned = False
         self._client: Any = None
-        self._guard(lambda: None)
+        self.open()
+
+    def open(self) -> bool:
+        """Whether the run is open: found or made now, where it was not and MLflow is there."""
+        if self.run_id is None:
+            self._guard(lambda: None)
+        return self.run_id is not None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Queues a point per value; they are sent in batches every few seconds."""

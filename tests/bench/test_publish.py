@@ -141,6 +141,18 @@ def test_two_folders_of_one_name_have_runs_of_their_own(suite, store, tmp_path):
         assert tracker_of(spec, where, store, None, fresh=False).run_id == name
 
 
+def test_a_run_whose_mlflow_came_back_at_its_end_is_taken_up_again(suite, store, monkeypatch):
+    folder, (spec, _) = suite
+    folder = folder.rename(folder.with_name("came back"))
+    opened = Tracker._open
+    monkeypatch.setattr(Tracker, "_open", lambda self: 1 / 0)
+    monkeypatch.setattr("bench.execute.files_left", lambda run_dir: monkeypatch.setattr(Tracker, "_open", opened) or {})
+    execute(spec, folder, store)
+    status = run_state(folder / spec.run_id)
+    assert "fresh" not in status
+    assert tracker_of(spec, folder, store, None, fresh=False).run_id == status["in_mlflow"]
+
+
 def test_a_run_without_mlflow_does_not_take_up_that_of_an_earlier_one(suite, store, monkeypatch):
     """Its folder was removed; MLflow is away, or a kill comes before the trial has opened its run."""
     folder, (spec, _) = suite

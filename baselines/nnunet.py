@@ -12,10 +12,12 @@ oversampling, SGD with PolyLR are nnU-Net's own. The final checkpoint is used, n
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -247,7 +249,9 @@ def run_child(job: dict, experts: list[dict]) -> Iterator[dict]:
                 current = event["expert"]
                 yield event
         finally:
-            child.kill()
+            # with the processes that nnU-Net has started: as long as one lives, whoever reads its output waits
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
     # told by its last event: Ray ignores SIGCHLD in its workers, and there every exit code reads 0
     if not finished:

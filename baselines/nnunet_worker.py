@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -60,10 +61,10 @@ def train(expert: dict, job: dict, emit: Emit) -> None:
     dataset_json = json.loads((preprocessed / "dataset.json").read_text())
     prepared = time.perf_counter()
 
-    # with few cores, augmentation in this process costs less than forking and feeding workers
-    os.environ["nnUNet_n_proc_DA"] = str(job["processes"])
-    seed_all(job["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # only a GPU is too fast for augmentation in this process, whose draws alone can be repeated
+    os.environ["nnUNet_n_proc_DA"] = str(job["processes"] if device.type == "cuda" else 0)
+    seed_all(job["seed"])
     restart_peak(device)
     trainer = trainer_class()({**plans, "continue_training": False}, "2d", 0, dataset_json, device=device)
     trainer.num_epochs = budget["epochs"]
@@ -180,9 +181,11 @@ def throttled(emit: Emit) -> Emit:
 
 
 def end_with_parent() -> None:
-    """Ends this process at once when stdin closes: the parent is gone, however it went."""
+    """Ends this process and those it has started, at once, when stdin closes: the parent is gone, however it went."""
     while os.read(0, 1):
         pass
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -191,6 +194,7 @@ def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     # stdout belongs to the events: whatever nnU-Net prints goes into a log
     events = os.fdopen(os.dup(1), "w")
+    os.register_at_fork(after_in_child=events.close)  # what nnU-Net forks must not keep it open when this process ends
     print_to(Path(job["folder"]) / job["experts"][0]["name"] / LOG)
     threading.Thread(target=end_with_parent, daemon=True).start()
     set_environment(job)

@@ -195,7 +195,8 @@ def fit_and_predict(
     method_package = {"method_package": METHODS[spec.method].package}
     write_json(run_dir / "env.json", environment.describe(spec.seed) | starting_weights(spec) | method_package)
     log = RunLog(run_dir, tracker)
-    log.progress("prepare", 0, 1)
+    if here().count == 1:  # a stop that the leader alone hears would leave the others waiting for it
+        log.progress("prepare", 0, 1)
     fit = method.fit(splits.train, splits.val, run_dir, log)
     fit.given["split"] = splits.hash
     records, predictions = collect(spec, splits, method.predict(splits.test, log))

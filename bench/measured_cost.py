@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.environment import count_cores
+from bench.environment import Hardware, count_cores
 from bench.errors import UserError
-from bench.estimate import Workload, estimate, format_seconds
+from bench.estimate import Workload, estimate, format_seconds, workers_of
 from bench.spec import Profile, Recipe, RunSpec
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def cost_table(plan: Plan, todo: Sequence[RunSpec], found: dict[tuple[str, str],
         hours = format_seconds(seconds_of(trials[0], plan, measured))
         if isinstance(measured, Measured):
             cells = [f"{measured.train_image:.2f}", _gib(measured.peak_mib, measured.batch_images)]
-            images = images_at_once(trials[0], plan.choice.profile)
+            images = images_at_once(trials[0], plan.choice.profile, plan.choice.hardware)
             cells += [_gib(peak_of(images, measured), images), hours]
         else:
             cells = ["-", "-", measured or "-", f"{hours} (by table)"]
@@ -148,10 +148,10 @@ def trial_seconds(spec: RunSpec, work: Workload, measured: Measured) -> float:
     )
 
 
-def images_at_once(spec: RunSpec, profile: Profile) -> int:
-    """How many images one of the profile's workers has in memory in a training step."""
+def images_at_once(spec: RunSpec, profile: Profile, hardware: Hardware) -> int:
+    """How many images one of the workers that there is room for has in memory in a training step."""
     assert spec.recipe is not None
-    share = -(-spec.recipe.batch_images // profile.workers_per_trial)
+    share = -(-spec.recipe.batch_images // workers_of(profile, hardware))
     return min(share, profile.micro_batch or share)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -230,6 +231,8 @@ def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("a") as lock:
         lock_file(lock)  # a second run waits, and then finds it there
+        for left in folder.parent.glob(f".{folder.name}-*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with progress_bar(console, "generating the phantom") as on_progress:
             return generate(
                 folder,

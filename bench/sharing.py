@@ -125,10 +125,16 @@ def trial_folder(storage: str | None, suite_dir: Path, run_id: str) -> Iterator[
         _bring_data(storage, here, suite_dir.parent / DATA, home / DATA)
         search = any(here.glob("search-*.json"))  # a configuration is judged by the curves of the others
 
+        def curve_of_another(name: str) -> bool:
+            return name.endswith("/history.jsonl") and not own(name)
+
+        if search:
+            exchange.pull(curve_of_another)
+
         def look() -> None:
             exchange.push(own, prune=True)
             if search:
-                exchange.pull(lambda name: name.endswith("/history.jsonl") and not own(name))
+                exchange.pull(curve_of_another)
             if exchange.has(STOP):
                 (here / STOP).touch()
 

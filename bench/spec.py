@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from models.config import ModelConfig
 
@@ -24,6 +24,17 @@ Name = Annotated[str, StringConstraints(pattern=r"^[\w.=%-]+$", max_length=100)]
 # half of the 64 bits that a prompt's generator is seeded with
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1)]
+Cpus = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("one GPU can be shared, several cannot: give a whole number above 1")
+    return gpus
+
+
+Gpus = Annotated[Amount, AfterValidator(_whole_above_one)]
 
 
 class Recipe(Frozen):
@@ -79,15 +90,15 @@ class Profile(Frozen):
     nnunet: NnunetBudget
     phantom: PhantomSize
     objects: dict[str, tuple[str, ...]] | None = None  # phantom objects per data set; None is all 38 of Table 9
-    cpus_per_trial: float = 1
-    gpus_per_trial: float = 0
-    memory_gib_per_trial: float = 0  # of the machine, not of its GPUs; 0 reserves none
+    cpus_per_trial: Cpus = 1
+    gpus_per_trial: Gpus = 0
+    memory_gib_per_trial: Amount = 0  # of the machine, not of its GPUs; 0 reserves none
     # processes that train one trial by the shared recipe, each of which reserves the above; with fewer the recipe is
     # the same. No part of a run's spec, as is `micro_batch`
     workers_per_trial: Count = 1
     micro_batch: Count | None = None  # images that a worker has at once; None: all of its share
-    cpus_per_expert: float = 1  # of nnU-Net; fractions of a GPU are Ray's bookkeeping, memory is not divided
-    gpus_per_expert: float = 0
+    cpus_per_expert: Cpus = 1  # of nnU-Net; fractions of a GPU are Ray's bookkeeping, memory is not divided
+    gpus_per_expert: Gpus = 0
 
 
 class Suite(Frozen):

@@ -27,7 +27,7 @@ from bench.predict import autocast, computes_in_bf16, generator_for, predict_sam
 from bench.spec import Recipe, RunSpec, Weights
 from bench.step import NOT_FINITE, Training, counted, moving_average, take_step
 from bench.weights import own_weights_path, same_file
-from bench.workers import SharedLog, Workers, here
+from bench.workers import PeerLost, SharedLog, Workers, here
 from models.boltzmann import SharedGenerator
 from models.checkpoints import CheckpointError, load_published
 from models.losses import segmentation_loss
@@ -74,6 +74,9 @@ class TrainedSegmenter:
         sampling.manual_seed(seed)
         training = Training(model, optimizer, schedule, sampling, moving_average(model, recipe.ema))
         now = training.resume(run_dir)
+        begun = sorted({int(step) for (step,) in workers.gather(now.step)})
+        if len(begun) > 1:
+            raise PeerLost(f"workers would go on from steps {begun}: not all see the newest checkpoint yet")
         now.micro_batch = min(filter(None, (now.micro_batch, self.micro_batch)), default=None)
         batches = training_batches(train_data, recipe, seed, start=now.step, share=workers.share)
         loss_of = lambda part: batch_loss(model, part, recipe.precision, sampling)  # noqa: E731

@@ -115,7 +115,8 @@ def fit_configuration(
     write_json(run_dir / "env.json", environment.describe(spec.seed) | starting_weights(spec))
     others = [suite_dir / run_id for run_id in search["runs"] if run_id != spec.run_id]
     log = Halving(run_dir, tracker, search["budget"]["rungs"], others)
-    log.progress("prepare", 0, 1)
+    if here().count == 1:
+        log.progress("prepare", 0, 1)
     started = time.perf_counter()
     try:
         fit, outcome = method.fit(sides["train"], sides["val"], run_dir, log), "trained"
@@ -165,17 +166,24 @@ def _tune(request: Request, console: Console) -> int:
             if parent is not None:
                 publish_rest(plan.folder, plan.specs, driver.store(request), parent.run_id)
             failed = driver.failures(plan, console)
-            files = []
-            if not failed:
-                for specs in searches:
+            files, without = [], []
+            for specs in searches:
+                if set(specs) & set(failed):
+                    continue
+                try:
                     tuned = found(specs, plan.choice.profile.recipe, plan.folder, budget)
-                    files.append(tuned.save(plan.folder))
-                    console.print(result_table(tuned))
-                    console.print(f"best     {in_words(tuned.best)}, in {files[-1]}", highlight=False, soft_wrap=True)
+                except UserError as error:
+                    without.append(str(error))
+                    continue
+                files.append(tuned.save(plan.folder))
+                console.print(result_table(tuned))
+                console.print(f"best     {in_words(tuned.best)}, in {files[-1]}", highlight=False, soft_wrap=True)
             if parent is not None:
                 parent.artifacts(*files, plan.folder / "suite.json")
-                parent.finish("FAILED" if failed else "FINISHED")
+                parent.finish("FAILED" if failed or without else "FINISHED")
         driver.send_to_storage(plan, request)
+    if without:
+        raise UserError("; ".join(without))
     return driver.exit_code(plan, failed)
 
 
@@ -205,7 +213,8 @@ def found(specs: Sequence[RunSpec], recipe: Recipe, folder: Path, budget: Budget
     from bench.environment import package_versions
 
     trials = tuple(trial_of(spec, folder, budget) for spec in specs)
-    losses = [math.inf if trial.val_loss is None else trial.val_loss for trial in trials]
+    # one that diverged would do so again, whatever it had reached before
+    losses = [math.inf if trial.val_loss is None or trial.outcome == "diverged" else trial.val_loss for trial in trials]
     lowest = min(range(len(trials)), key=losses.__getitem__)
     if not math.isfinite(losses[lowest]):
         raise UserError(f"every configuration of {specs[0].method} diverged: name lower rates with --space lr=...")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.search import TUNABLE
-from bench.spec import Frozen, RunSpec
+from bench.spec import Frozen, Recipe, RunSpec
 
 TUNED = "tuned-{}-{}.json"  # method, backbone
 AGAIN = "run `bench tune` again"
@@ -72,6 +72,7 @@ def read_tuned(folder: Path) -> dict[tuple[str, str], Tuned]:
     for file in sorted(folder.glob(TUNED.format("*", "*"))):
         try:
             tuned = Tuned.model_validate(read_json(file, AGAIN))
+            with_tuning(tuned.base, tuned)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -117,7 +118,7 @@ def tuned_specs(specs: Sequence[RunSpec], found: Mapping[tuple[str, str], Tuned]
 def with_tuning(spec: RunSpec, tuned: Tuned) -> RunSpec:
     """The spec with the best configuration in its recipe, and a word on the search."""
     assert spec.recipe is not None
-    recipe = spec.recipe.model_copy(update=tuned.best)
+    recipe = Recipe.model_validate(spec.recipe.model_dump() | tuned.best)
     return spec.model_copy(update={"recipe": recipe, "tuning": str(tuned.budget)})
 
 

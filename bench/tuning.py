@@ -285,13 +285,14 @@ def _spread(
     """The `Spread` of a trial that Ray runs: shares of `items` are Ray tasks that reserve `resources` each.
 
     They run wherever in the cluster these are free, beside other trials. The first error ends the others and is raised
-    as it was in the task; PartLost where a task's process or node is gone.
+    as it was in the task; PartLost, when the others have ended, where a task's process or node is gone.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     there = ray.cluster_resources()
-    lanes = int(min(there[name.upper()] / amount for name, amount in resources.items()))
+    # a node may be gone, which Ray then waits for
+    lanes = max(1, int(min(there.get(name.upper(), 0) / amount for name, amount in resources.items())))
     size = ceil(len(items) / lanes)  # not smaller: nnU-Net is imported once a share
 
     @ray.remote(
@@ -306,17 +307,23 @@ def _spread(
         yield from work(part)
 
     running = [share.remote(items[start : start + size]) for start in range(0, len(items), size)]
+    lost = None
     try:
         while running:
             (stream,), running = ray.wait(running, num_returns=1)
-            with contextlib.suppress(StopIteration):
+            try:
                 event = ray.get(next(stream))
-                running.append(stream)
-                yield event
+            except StopIteration:
+                continue
+            except RayTaskError:
+                raise
+            except RayError as error:  # what the others do is not to be lost with it
+                lost = lost or error
+                continue
+            running.append(stream)
+            yield event
     except RayTaskError as error:
         raise error.cause from None
-    except RayError as error:
-        raise PartLost(" ".join(str(error).split())[:300]) from None
     finally:
         for stream in running:
             ray.cancel(stream)
@@ -326,3 +333,5 @@ def _spread(
         deaf = ray.wait(list(ends), num_returns=len(ends), timeout=GRACE)[1] if ends else []
         for end in deaf:
             ray.cancel(ends[end], force=True)
+    if lost is not None:
+        raise PartLost(" ".join(str(lost).split())[:300])

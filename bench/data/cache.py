@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def decode(samples: Sequence[Sample], size: int, folder: Path) -> DecodedSamples
 
 
 def _write(samples: Sequence[Sample], size: int, offsets: np.ndarray, folder: Path) -> None:
-    temporary = folder.with_suffix(".tmp")
+    # of this machine: there are file systems whose locks hold on one machine only
+    temporary = folder.with_name(f"{folder.name}.{socket.gethostname()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     shapes = {"images": (len(samples), size, size, 3), "masks": (int(offsets[-1]), size, -(-size // 8))}
@@ -81,7 +83,12 @@ def _write(samples: Sequence[Sample], size: int, offsets: np.ndarray, folder: Pa
             pass
     for array in arrays.values():
         array.flush()
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(temporary)  # another machine was faster
 
 
 def dataset_weights(counts: Sequence[int], rule: str) -> np.ndarray:

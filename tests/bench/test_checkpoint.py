@@ -20,6 +20,7 @@ from bench.methods import METHODS
 from bench.runlog import RunLog
 from bench.spec import Recipe, RunSpec
 from bench.train import batch_loss
+from bench.workers import PeerLost, Workers
 from models.config import ModelConfig
 
 MODEL = ModelConfig(
@@ -199,6 +200,13 @@ def test_a_checkpoint_that_holds_anything_is_told_with_the_fix(garbage, splits, 
     forget_checkpoints(tmp_path)
     save_checkpoint(tmp_path, 3, state | garbage)
     with pytest.raises(UserError, match=r"resume-00000003-.*\.pt is not a checkpoint of this run .*: remove it"):
+        fit(spec_of(splits), splits, tmp_path)
+
+
+def test_workers_that_would_go_on_from_different_steps_do_not(splits, tmp_path, monkeypatch):
+    """One sees the newest checkpoint, another the one before."""
+    monkeypatch.setattr(Workers, "gather", lambda self, *values: [list(values), [values[0] - 3.0]])
+    with pytest.raises(PeerLost, match=r"from steps \[-3, 0\]"):
         fit(spec_of(splits), splits, tmp_path)
 
 

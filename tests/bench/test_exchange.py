@@ -232,6 +232,16 @@ def test_a_storage_out_of_reach_for_a_while_loses_nothing(tmp_path, monkeypatch)
     assert not folder.exists() and not (tmp_path / "driver").exists()
 
 
+def test_a_configuration_of_a_search_has_the_curves_of_the_others_when_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "there/main/b").mkdir(parents=True)
+    for name, content in {"suite.json": '{"data": {}}', "search-sam.json": "{}", "b/history.jsonl": "{}"}.items():
+        (tmp_path / "there/main" / name).write_text(content)
+    (tmp_path / "there/main/b/model.pt").write_text("not needed")
+    with trial_folder(f"file://{tmp_path}/there", tmp_path / "driver/main", "a") as folder:
+        assert [file.name for file in (folder / "b").iterdir()] == ["history.jsonl"]
+
+
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside"])
 def test_a_key_that_leads_out_is_passed_over(name, tmp_path):
     system = fsspec.filesystem("memory")

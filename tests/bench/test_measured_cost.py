@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import measured_cost
+from bench.environment import Hardware
 from bench.estimate import Workload
 from bench.measured_cost import (
     Measured,
@@ -41,9 +42,13 @@ def test_a_trial_is_its_steps_validations_and_predictions():
 
 def test_memory_is_that_of_what_a_worker_has_at_once():
     paper = PROFILES["paper"]
-    assert paper.workers_per_trial * images_at_once(spec_of("boltzformer", "paper"), paper) == 12 * 32
-    assert images_at_once(spec_of("boltzformer", "paper"), paper.model_copy(update={"micro_batch": 5})) == 5
-    assert images_at_once(spec_of("boltzformer", batch_images=16), PROFILES["laptop"]) == 16
+    node = Hardware(16 * 12, 2048.0, ("A",) * 12)
+    assert paper.workers_per_trial * images_at_once(spec_of("boltzformer", "paper"), paper, node) == 12 * 32
+    assert images_at_once(spec_of("boltzformer", "paper"), paper.model_copy(update={"micro_batch": 5}), node) == 5
+    assert images_at_once(spec_of("boltzformer", batch_images=16), PROFILES["laptop"], Hardware(2, 8.0, ())) == 16
+    eight = PROFILES["gpu"].model_copy(update={"workers_per_trial": 8, "micro_batch": None})
+    one = Hardware(16, 64.0, ("A",))
+    assert images_at_once(spec_of("boltzformer", "gpu", batch_images=16), eight, one) == 16, "no room for others"
     assert peak_of(8, MEASURED) == 3000 + 4 * 400
     assert peak_of(2, MEASURED) == 3000, "less was not measured"
     one = replace(MEASURED, batch_images=1, image_mib=None)

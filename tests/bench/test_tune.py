@@ -149,6 +149,7 @@ def test_refusals_of_a_tuned_run(tuned, bench, tmp_path, squares):
     refused(dry("--tuned", "--methods", "sam", "--profile", "laptop"), "another profile")
     for name, change in {
         "broken": lambda content: content.pop("best"),
+        "wrong": lambda content: content["best"].update(learning_rate=-1),
         "greedy": lambda content: content["best"].update(steps=4000),
         "more": lambda content: content["budget"].update(configurations=12),
     }.items():
@@ -163,6 +164,7 @@ def test_refusals_of_a_tuned_run(tuned, bench, tmp_path, squares):
         change(content)
         file.write_text(json.dumps(content))
     refused(dry("--tuned-from", tmp_path / "broken", "--methods", "sam"), "tuned-sam-hiera_xt.json", "best")
+    refused(dry("--tuned-from", tmp_path / "wrong", "--methods", "sam"), "tuned-sam-hiera_xt.json", "learning_rate")
     refused(dry("--tuned-from", tmp_path / "greedy", "--methods", "sam"), "would change steps")
     refused(dry("--tuned-from", tmp_path / "more", "--methods", "sam,seem"), "12 configurations", "3 configurations")
 
@@ -226,6 +228,30 @@ def test_a_configuration_whose_loss_is_no_number_ends_well(tuned, tmp_path, monk
     monkeypatch.setattr(TrainedSegmenter, "fit", fit)
     done = fit_configuration(spec, tuned.folder, tmp_path / "run", None, None)
     assert done["outcome"] == "diverged" and done["budget"] == "the training loss is nan at step 3"
+
+
+def test_one_that_diverged_is_not_the_best_and_does_not_hide_the_others(tuned, bench, tmp_path, monkeypatch):
+    """It would diverge again; and the search of another method, or of this one without it, has its result."""
+    runs = tmp_path / "runs"
+    shutil.copytree(tuned.runs, runs)
+    folder = runs / tuned.folder.name
+    before = {method: read_tuned(folder)[method, "hiera_xt"] for method in ("sam", "seem")}
+    for file in folder.glob("tuned-*"):
+        file.unlink()
+    # the best of SAM and all of SEEM
+    best = min(before["sam"].trials, key=lambda trial: trial.val_loss)
+    for trial in (best, *before["seem"].trials):
+        status = folder / trial.run / "status.json"
+        content = json.loads(status.read_text())
+        content["fit"]["outcome"] = "diverged"
+        status.write_text(json.dumps(content))
+    done = bench(
+        *words("tune", "seem,sam", *SPACE, data=tuned.data, runs=runs), MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+    )
+    assert done.returncode == 2 and "every configuration of seem diverged" in done.stderr, done.stdout + done.stderr
+    found = read_tuned(folder)
+    assert set(found) == {("sam", "hiera_xt")}
+    assert found["sam", "hiera_xt"].best != best.configuration
 
 
 def test_tuned_and_untuned_are_different_runs_even_at_equal_values():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from bench import tuning
 from bench.data.dataset import load_dataset
 from bench.data.splits import make_splits
 from bench.environment import Hardware
-from bench.errors import UserError
+from bench.errors import PartLost, UserError
 from bench.execute import run_state
 from bench.methods import make_spec
 from bench.spec import NnunetBudget
@@ -138,6 +139,39 @@ def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp
         until(lambda: told.exists() or not alive(process), 120, "the error of one part ends the others")
         assert not (tmp_path / "long ended").exists()
     assert subprocess.run(["false"]).returncode == 1, "this process can still read exit codes"
+
+
+def dying(share):
+    """Of two items one process dies at once, the other has its events still to come."""
+    for item in share:
+        if item["dies"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for number in range(3):
+            time.sleep(1.0)
+            yield {"event": number}
+
+
+def test_what_the_others_do_is_not_lost_with_a_part(tmp_path):
+    """The process of one is gone; the trial begins it again, when the others have ended."""
+    seen = []
+    with tuning._ray(TWO_CORES, cpus=1), pytest.raises(PartLost):
+        for event in tuning._spread({"cpu": 1}, dying, [{"dies": True}, {"dies": False}]):
+            seen.append(event["event"])
+    assert seen == [0, 1, 2]
+
+
+def test_a_part_waits_for_a_node_that_is_not_there_at_the_moment(tmp_path):
+    with tuning._ray(TWO_CORES, cpus=1):
+        events = tuning._spread({"cpu": 1, "gpu": 1}, dying, [{"dies": False}])
+
+        def ask():
+            with contextlib.suppress(BaseException):  # of the end of Ray
+                next(events)
+
+        asked = threading.Thread(target=ask, daemon=True)
+        asked.start()
+        asked.join(5.0)
+        assert asked.is_alive()
 
 
 def deaf(share):

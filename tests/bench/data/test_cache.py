@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,24 @@ def test_pngs_are_decoded_once(toy, tmp_path):
     decode(samples, 32, tmp_path / "a")
     (toy / "train" / "p0-z0_toy.png").unlink()
     assert len(decode(samples, 32, tmp_path / "a").images) == len(samples)
+
+
+def test_another_machine_that_was_faster_is_no_error(toy, tmp_path, monkeypatch):
+    """Where locks hold on one machine only, both decode, each for itself, and the first one's stays."""
+    samples = load_dataset(toy).train
+    expected = decode(samples, 32, tmp_path / "expected").images.copy()
+    rename = Path.rename
+
+    def late(self, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        monkeypatch.setattr("bench.data.cache.lock_file", lambda handle: None)
+        decode(samples, 32, tmp_path / "a")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert np.array_equal(decode(samples, 32, tmp_path / "a").images, expected)
+    assert sorted(path.name for path in tmp_path.glob("a*")) == ["a", "a.lock"]
 
 
 def test_an_unreadable_image_is_named_and_leaves_no_cache(toy, tmp_path):

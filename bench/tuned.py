@@ -72,7 +72,8 @@ def read_tuned(folder: Path) -> dict[tuple[str, str], Tuned]:
     for file in sorted(folder.glob(TUNED.format("*", "*"))):
         try:
             tuned = Tuned.model_validate(read_json(file, AGAIN))
-            with_tuning(tuned.base, tuned)
+            if tuned.base.recipe is not None:
+                with_tuning(tuned.base, tuned)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

@@ -321,6 +321,10 @@ def test_a_cluster_that_is_gone_is_told_at_once_with_auto(by, tmp_path, monkeypa
         by = tmp_path / "ray" / "ray_current_cluster"
         by.parent.mkdir()
         by.write_text("127.0.0.1:9")
+        # not what runs here: tests beside this one have a Ray
+        monkeypatch.setattr("bench.cluster._runs_here", lambda program: True)
+        reach("auto")  # Ray takes that one
+        monkeypatch.setattr("bench.cluster._runs_here", lambda program: False)
     with pytest.raises(UserError, match=rf"^--address auto \(127.0.0.1:9 by {by}\): no Ray answers there"):
         reach("auto")
 

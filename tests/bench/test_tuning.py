@@ -249,7 +249,7 @@ def test_asked_to_stop_while_ray_starts(monkeypatch):
         raise SystemExit(signal.SIGTERM)
 
     monkeypatch.setattr(ray, "init", ended)
-    with pytest.raises(KeyboardInterrupt), tuning.ray_at("auto"):
+    with pytest.raises(KeyboardInterrupt), tuning._ray(TWO_CORES, cpus=1):
         pass
 
 

@@ -15,6 +15,7 @@ from bench.errors import comes_from_outside, full_disk
 from bench.spec import sha256_of
 
 KEPT = 2
+PATTERN = "resume-*.pt"
 NAME = re.compile(r"resume-\d{8}-[0-9a-f]{16}\.pt")
 
 
@@ -70,4 +71,4 @@ def forget_checkpoints(run_dir: Path) -> None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, the newest first; whether they are whole is not looked at."""
-    return sorted((file for file in run_dir.glob("resume-*.pt") if NAME.fullmatch(file.name)), reverse=True)
+    return sorted((file for file in run_dir.glob(PATTERN) if NAME.fullmatch(file.name)), reverse=True)

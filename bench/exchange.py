@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_json
+from bench.checkpoint import PATTERN as CHECKPOINTS
 from bench.data.storage import IN_ENVIRONMENT, VERSION_FIELDS, connections, open_url, telling
 from bench.errors import UserError
 from bench.limits import load_json
@@ -25,7 +26,7 @@ from bench.urls import refuse_password
 
 RECORD = ".exchange.json"
 SOON = 0.3  # seconds until what is not to wait is seen: a checkpoint, the wish to stop
-CHECKPOINTS, CURVE = "resume-*.pt", "history.jsonl"
+CURVE = "history.jsonl"
 STATUS = "status.json"  # a run folder's last file: who sees it sees the files that it speaks of
 WHOLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl")  # object stores show a file when all of it is there
 LARGE = 16 * 2**20  # bytes; a larger file is not read into memory
@@ -199,9 +200,10 @@ class Exchange:
         """`work` on each name, checkpoints after the curves up to them and status.json after all others; side by side
         where the file system can.
         """
-        ranks = [name.endswith(STATUS) * 2 or fnmatch(name, f"*/{CHECKPOINTS}") * 1 for name in names]
-        for rank in range(3):
-            batch = [name for name, own in zip(names, ranks, strict=True) if own == rank]
+        batches: list[list[str]] = [[], [], []]
+        for name in names:
+            batches[2 if name.endswith(STATUS) else int(fnmatch(name, f"*/{CHECKPOINTS}"))].append(name)
+        for batch in batches:
             with ThreadPoolExecutor(connections(self.system), "exchange") as pool:
                 list(pool.map(work, batch))
 

@@ -89,8 +89,8 @@ def execute(
 
     A trial that was killed, interrupted or ended by what is around it (`comes_from_outside`) goes on from its newest
     checkpoint, to the same weights and records; one whose method failed begins anew, for what made it fail may have
-    been mended. A process that still works on the trial
-    is waited for: the workers of a killed driver live on for a moment. UserError where it does not end.
+    been mended. A process that still works on the trial is waited for: the workers of a killed driver live on for a
+    moment. UserError where it does not end.
     """
     run_dir = suite_dir / spec.run_id
     with alone_in(run_dir):

@@ -39,9 +39,7 @@ def leased(exchange: Exchange) -> Iterator[None]:
     there = _read(exchange)
     if there is None or there.get("id") != mine["id"]:
         raise _in_use(exchange, there or {})
-    beats = itertools.count(1)
-
-    told = False
+    beats, told = itertools.count(1), False
 
     def beat() -> None:
         nonlocal told

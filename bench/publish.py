@@ -110,7 +110,7 @@ def _curve(run_dir: Path, status: dict[str, Any]) -> Iterator[tuple[int, float, 
     for _, row in read_history(run_dir / "history.jsonl"):
         try:
             values = {name: float(v) for name, v in row.items() if name not in ("step", "time") and v is not None}
-            rows.append((int(row["step"]), float(row["time"]), values))
+            rows.append((row["step"], float(row["time"]), values))
         except (ValueError, KeyError, TypeError, OverflowError):
             continue
     end = _seconds(status["ended"]) if "ended" in status else 0.0

@@ -159,6 +159,6 @@ class RunLog:
                 handle.truncate(len(whole))
         for _, row in read_history(self._history):
             names = {name for name in row if name not in ("step", "time")}
-            seen.setdefault(int(row["step"]), set()).update(names)
+            seen.setdefault(row["step"], set()).update(names)
             self._remember({name: row[name] for name in names if isinstance(row[name], (int, float))})
         return seen

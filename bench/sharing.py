@@ -20,13 +20,13 @@ from typing import Any
 from bench.atomic import read_json, write_json, write_text
 from bench.checkpoint import checkpoints
 from bench.errors import UserError
-from bench.exchange import STATUS, Exchange, every
+from bench.exchange import CURVE, STATUS, Exchange, every
 from bench.execute import mark_interrupted
 from bench.locks import lock_file
 from bench.stopping import STOP
 
 INTERVAL = 3.0  # seconds between two looks at what has changed
-LIVE = ("status.json", "progress.json", "history.jsonl")  # what the driver reads while trials run
+LIVE = (STATUS, "progress.json", CURVE)  # what the driver reads while trials run
 SUITE = "suite.json"
 DATA = "data"  # in the runs folder and at the URL
 TRIES = 4  # of what must not be lost: a trial's last files
@@ -84,7 +84,7 @@ def following(storage: str, suite_dir: Path) -> Iterator[None]:
     """
     exchange = exchange_of(storage, suite_dir)
     exchange.remove(STOP)  # of a driver that was killed
-    for part in _data_sets(suite_dir / "suite.json", suite_dir.parent / DATA):
+    for part in _data_sets(suite_dir / SUITE, suite_dir.parent / DATA):
         Exchange(f"{storage.rstrip('/')}/{DATA}/{part}", suite_dir.parent / DATA / part).push()
     exchange.pull(lambda name: name.endswith(f"/{STATUS}"))  # of a trial that outlived its driver, and has just ended
     exchange.push()
@@ -126,7 +126,7 @@ def trial_folder(storage: str | None, suite_dir: Path, run_id: str) -> Iterator[
         search = any(here.glob("search-*.json"))  # a configuration is judged by the curves of the others
 
         def curve_of_another(name: str) -> bool:
-            return name.endswith("/history.jsonl") and not own(name)
+            return name.endswith(f"/{CURVE}") and not own(name)
 
         if search:
             exchange.pull(curve_of_another)
@@ -190,7 +190,7 @@ def _data_sets(suite_file: Path, home: Path) -> list[str]:
 
 def _bring_data(storage: str, here: Path, there: Path, home: Path) -> None:
     """Fetches the data sets that lie in the driver's `there` into `home`, and tells the suite's files in `here`."""
-    for part in _data_sets(here / "suite.json", there):
+    for part in _data_sets(here / SUITE, there):
         (home / part).mkdir(parents=True, exist_ok=True)
         with (home / f"{part.replace('/', '-')}.lock").open("a") as lock:
             lock_file(lock)  # other trials of this machine

@@ -84,7 +84,7 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _create_database(file: Path, runs_dir: Path) -> None:
-    """Makes `file` in one step. MLflow needs seconds and over fifty migrations, and a database whose maker was killed
+    """Makes `file` in one step. MLflow needs seconds and over sixty migrations, and a database whose maker was killed
     between two statements is one that MLflow never opens again.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +145,7 @@ class Tracker:
         self._params = params or {}
         self._fresh = fresh
         self._pending: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
-        self._known: dict[str, set[int]] | None = None  # the steps of each curve that MLflow has; None: not asked yet
+        self._known: dict[str, set[int]] = {}  # the steps that MLflow has of each curve that was asked for
         self._flushed = time.monotonic()
         self._retry_at = 0.0
         self._warned = False
@@ -187,20 +187,18 @@ class Tracker:
             del self._pending[: len(batch)]
 
     def _steps(self, name: str) -> set[int]:
-        if self._known is None:
-            self._known = {}
         if name not in self._known:
             self._known[name] = {point.step for point in self._client.get_metric_history(self.run_id, name)}
         return self._known[name]
 
     def begin_again(self) -> None:
         """Forgets that MLflow was away, and what it had: the next call tries it."""
-        self.failed, self._retry_at, self._known = False, 0.0, None
+        self.failed, self._retry_at, self._known = False, 0.0, {}
 
     def catch_up(self, points: Iterable[tuple[int, float, dict[str, float]]]) -> None:
         """Sends, of (step, Unix seconds, values), what MLflow has not at that step, after all that is queued."""
         self.flush()
-        self._known = None
+        self._known = {}
         self._pending += [
             (name, value, int(seconds * 1000), step)
             for step, seconds, values in points
@@ -247,7 +245,7 @@ class Tracker:
                 self._open()
             action()
         except Exception as error:
-            self.failed, self._known = True, None  # what failed may have arrived
+            self.failed, self._known = True, {}  # what failed may have arrived
             self._pending.clear()
             self._retry_at = time.monotonic() + RETRY_INTERVAL
             if not self._warned:

@@ -76,8 +76,6 @@ def run_trials(
     """
     if not specs:
         return
-    from bench.methods import METHODS
-
     suite_dir = suite_dir.resolve()
     # Tune's own files, where all nodes see them if there is such a place
     storage = Path(tempfile.mkdtemp(prefix=TUNE_FILES, dir=suite_dir if exchange_url is None else None))
@@ -86,9 +84,8 @@ def run_trials(
     try:
         with place:
             if address:
-                spreads = exchange_url is None and any(METHODS[spec.method].spreads for spec in specs)
-                by_workers = workers_of(profile, hardware) > 1 and any(spec.recipe is not None for spec in specs)
-                check_nodes(suite_dir, exchange_url, {spec.method for spec in specs}, waiting=spreads or by_workers)
+                waiting = any(_waits(spec, workers_of(profile, hardware), exchange_url) for spec in specs)
+                check_nodes(suite_dir, exchange_url, {spec.method for spec in specs}, waiting)
             _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
@@ -183,8 +180,6 @@ def _fit(
 ) -> None:
     from ray import tune
 
-    from bench.methods import METHODS
-
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     hardware = connected_hardware()
     reserved = resources(profile.cpus_per_trial, profile.gpus_per_trial, profile.memory_gib_per_trial, hardware)
@@ -200,8 +195,7 @@ def _fit(
     trainable = _trainable(
         texts, str(suite_dir), tracking_uri, parent, spread, work, team, profile.micro_batch, exchange_url
     )
-    apart = [METHODS[spec.method].spreads and spread is not None for spec in specs]
-    waits = [parts or (team is not None and spec.recipe is not None) for parts, spec in zip(apart, specs, strict=True)]
+    waits = [_waits(spec, count, exchange_url) for spec in specs]
     tuner = tune.Tuner(
         # a trial that holds a core while it waits for its experts or workers would leave them none
         tune.with_resources(trainable, lambda config: WAITING if waits[config["trial"]] else reserved),
@@ -239,6 +233,13 @@ def _fit(
         raise KeyboardInterrupt
     if broken:
         raise broken[0]
+
+
+def _waits(spec: RunSpec, workers: int, exchange_url: str | None) -> bool:
+    """Whether a trial reserves nothing: it waits for its experts or its workers, which do."""
+    from bench.methods import METHODS
+
+    return (METHODS[spec.method].spreads and exchange_url is None) or (workers > 1 and spec.recipe is not None)
 
 
 def _trainable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.atomic import read_json, write_json
 from bench.plan import Plan, Request
@@ -22,12 +23,13 @@ def write_suite(plan: Plan, request: Request) -> None:
     assert plan.splits is not None
     plan.splits.save(plan.folder / "splits.json")
     specs = _with_earlier(plan)
-    labels = _labels(plan.folder / "suite.json")
+    earlier = _suite(plan.folder)
+    labels = earlier.get("methods", {})  # those of rows that were not run here among them
     rows = {spec.row: spec for spec in specs}
     backbones = list(dict.fromkeys(spec.backbone for spec in specs if spec.backbone != "-"))
     value = {
         "schema_version": SCHEMA_VERSION,
-        "id": _id(plan.folder / "suite.json"),
+        "id": earlier.get("id") or uuid.uuid4().hex[:12],  # tells this folder from others of its name in one MLflow
         "suite": plan.choice.suite.name,
         "title": plan.choice.suite.title,
         "profile": plan.choice.profile.name,
@@ -37,25 +39,20 @@ def write_suite(plan: Plan, request: Request) -> None:
         "phantom": plan.splits.phantom,
         "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
         "backbone_weights": str(plan.weights.path) if plan.weights else None,
-        "own_weights": _own_weights(plan, specs),
+        "own_weights": _own_weights(plan, specs, earlier.get("own_weights", {})),
         "runs": [spec.run_id for spec in specs],
         "backbones": {name: BACKBONE_LABELS.get(name, name) for name in backbones},
         "methods": {row: labels[row] if spec.origin else _label(spec) for row, spec in rows.items()},
-        "ablations": _ablations(plan, set(rows)),
+        "ablations": _ablations(plan, set(rows), earlier.get("ablations", {})),
         "reference": plan.choice.suite.reference,
     }
     write_json(plan.folder / "suite.json", value)
 
 
-def _id(file: Path) -> str:
-    """What tells this folder from others of its name in one MLflow."""
-    earlier = read_json(file, "remove it").get("id") if file.exists() else None
-    return earlier or uuid.uuid4().hex[:12]
-
-
-def _labels(file: Path) -> dict[str, str]:
-    """The labels that suite.json has given to its methods, those of rows that were not run here among them."""
-    return read_json(file, "remove it").get("methods", {}) if file.exists() else {}
+def _suite(folder: Path) -> dict[str, Any]:
+    """suite.json as an earlier command has left it; empty where there is none."""
+    file = folder / "suite.json"
+    return read_json(file, "remove it") if file.exists() else {}
 
 
 def _label(spec: RunSpec) -> str:
@@ -65,18 +62,14 @@ def _label(spec: RunSpec) -> str:
     return label if spec.variant is None else f"{label}, {spec.variant.replace('=', ' ')}"
 
 
-def _own_weights(plan: Plan, specs: Sequence[RunSpec]) -> dict[str, str]:
+def _own_weights(plan: Plan, specs: Sequence[RunSpec], earlier: dict[str, str]) -> dict[str, str]:
     """Method -> the file of its own weights, of this plan and of the earlier runs among `specs`."""
-    file = plan.folder / "suite.json"
-    earlier = read_json(file, "remove it").get("own_weights", {}) if file.exists() else {}
     paths = earlier | {method: str(found.path) for method, found in plan.own_weights.items()}
     return {spec.method: paths[spec.method] for spec in specs if spec.own_weights and spec.method in paths}
 
 
-def _ablations(plan: Plan, rows: set[str]) -> dict[str, dict[str, str]]:
+def _ablations(plan: Plan, rows: set[str], earlier: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """The plan's ablations and those of earlier commands, of which `rows` are still there."""
-    file = plan.folder / "suite.json"
-    earlier = read_json(file, "remove it").get("ablations", {}) if file.exists() else {}
     merged = {name: earlier.get(name, {}) | plan.ablations.get(name, {}) for name in {**earlier, **plan.ablations}}
     kept = {name: {value: row for value, row in values.items() if row in rows} for name, values in merged.items()}
     return {name: values for name, values in kept.items() if len(values) > 1}
@@ -127,8 +120,7 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
 
 def earlier_specs(folder: Path) -> Iterator[RunSpec]:
     """The specs of the runs that suite.json lists, as far as they can be read."""
-    file = folder / "suite.json"
-    for run_id in read_json(file, "remove it").get("runs", []) if file.exists() else []:
+    for run_id in _suite(folder).get("runs", []):
         try:
             spec = RunSpec.model_validate_json((folder / run_id / "spec.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

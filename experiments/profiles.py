@@ -47,11 +47,11 @@ LAPTOP = Profile(
     title="2 cores, tiny backbones trained from scratch, 256 px",
     recipe=Recipe(
         image_size=256,
-        steps=450,
-        batch_images=16,
-        prompts_per_image=2,
+        steps=700,
+        batch_images=8,
+        prompts_per_image=4,
         learning_rate=3e-4,  # at 1e-3 most decoders never find some of the objects (LOG.md)
-        validate_every=90,
+        validate_every=140,
     ),
     model=LAPTOP_MODEL,
     backbones=("hiera_xt",),
@@ -68,7 +68,14 @@ SMOKE = LAPTOP.model_copy(
         "title": "a few steps at 64 px: the way of the data, not a result",
         "recipe": LAPTOP.recipe.model_copy(
             # so few steps have to be large ones
-            update={"image_size": 64, "steps": 20, "validate_every": 10, "batch_images": 4, "learning_rate": 1e-3}
+            update={
+                "image_size": 64,
+                "steps": 20,
+                "batch_images": 4,
+                "prompts_per_image": 2,
+                "learning_rate": 1e-3,
+                "validate_every": 10,
+            }
         ),
         "nnunet": NnunetBudget(epochs=1, iterations_per_epoch=2, batch_size=2, patch_size=32, features=(8, 16, 32)),
         "phantom": PhantomSize(image_size=64, patients=3, test_patients=2, slices=1),

@@ -5,7 +5,7 @@ PAPER_GRID = {
     "weight_decay": (1e-4, 1e-3, 1e-2),
 }
 
-# The paper's rates are for large pre-trained models and 9,000 steps: too low for 450 steps from random weights.
+# The paper's rates are for large pre-trained models and 9,000 steps: too low for 700 steps from random weights.
 LAPTOP_GRID = {
     "learning_rate": (1e-4, 2e-4, 4e-4, 8e-4),
     "weight_decay": (1e-4, 1e-3, 1e-2),

@@ -18,7 +18,7 @@ from experiments.profiles import LAPTOP
 from models.plain import plain_forward
 from models.segmenter import BoltzFormer
 
-SAMPLES = 16  # (image, prompt) pairs of a step, the same for every way
+SAMPLES = 16  # (image, prompt) pairs of a step, half of the profile's; the same for every way
 TOGETHER, SINGLY = "together", "one prompt per image"
 STEP = "training step"
 

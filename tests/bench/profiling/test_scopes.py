@@ -175,6 +175,7 @@ def test_harness_steps_have_the_same_samples_however_they_are_grouped(monkeypatc
 
 def test_harness_is_the_laptop_profile():
     assert harness.LAPTOP is LAPTOP and LAPTOP.model is LAPTOP_MODEL
+    assert LAPTOP.recipe.batch_images * LAPTOP.recipe.prompts_per_image == 2 * harness.SAMPLES
 
 
 @pytest.mark.parametrize("scope", [attention, decoder, model, harness])

@@ -33,7 +33,9 @@ Set = Annotated[
 Backbones = Annotated[
     str | None, typer.Option(help="Backbones instead of the profile's, e.g. hiera_s,focal_l.", metavar="A,B")
 ]
-Seeds = Annotated[str | None, typer.Option(help="Seeds, e.g. 0,1,2.", metavar="0,1")]
+Seeds = Annotated[
+    str | None, typer.Option(help="Seeds, e.g. 0,1,2: all trials of the first come before the next.", metavar="0,1")
+]
 Name = Annotated[
     str | None, typer.Option(help="Folder under runs/; default: the suite, with --data also the data sets' names.")
 ]

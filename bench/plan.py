@@ -259,9 +259,9 @@ def make_plan(
             weights and weights.weights,
             own_weights[method].weights if method in own_weights else None,
         )
+        for seed in choice.seeds  # first, so that what is stopped after a seed is a whole comparison
         for method in choice.methods
         for backbone in (choice.backbones if METHODS[method].uses_backbone else ("-",))
-        for seed in choice.seeds
     ]
     parts = [data.name for data in datasets or () if not data.phantom]
     parts += [choice.phantom] if choice.phantom != "phantom" else []
@@ -286,10 +286,11 @@ def _with_variants(specs: Sequence[RunSpec], request: Request) -> tuple[list[Run
     from bench.ablate import variants
     from experiments.ablations import ABLATIONS
 
-    all_specs = {spec.hash: spec for spec in specs}
+    all_specs: dict[str, RunSpec] = {}
     rows: dict[str, dict[str, str]] = {}
-    for name in request.ablations:
-        for base in specs:
+    for base in specs:
+        all_specs[base.hash] = base
+        for name in request.ablations:
             changed = variants(ABLATIONS[name], base, request.values)
             all_specs |= {spec.hash: spec for spec in changed.values()}
             rows.setdefault(name, {}).update({label: spec.row for label, spec in changed.items()})

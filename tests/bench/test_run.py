@@ -327,15 +327,15 @@ def test_a_wrong_name_is_one_line_and_nothing_is_written(request_of, tmp_path, c
     assert not (tmp_path / "runs").exists()
 
 
-def test_trials_stand_in_the_suites_order_with_backbones_only_where_they_are_used(request_of):
+def test_trials_stand_by_seed_in_the_suites_order_with_backbones_only_where_they_are_used(request_of):
     request = request_of(methods=("boltzformer", "location_prior"), backbones=("hiera_xt", "focal_xt"), seeds=(1, 0))
     plan = make_plan(choose(request), request, None)
     assert [(spec.method, spec.backbone, spec.seed) for spec in plan.specs] == [
         ("location_prior", "-", 1),
-        ("location_prior", "-", 0),
         ("boltzformer", "hiera_xt", 1),
-        ("boltzformer", "hiera_xt", 0),
         ("boltzformer", "focal_xt", 1),
+        ("location_prior", "-", 0),
+        ("boltzformer", "hiera_xt", 0),
         ("boltzformer", "focal_xt", 0),
     ]
     assert len({spec.run_id for spec in plan.specs}) == 6

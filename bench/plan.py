@@ -53,6 +53,7 @@ class Request:
     tracking_uri: str | None = None  # of MLflow's store
     space: tuple[str, ...] | None = None  # of `bench tune`, as written; () is the profile's grid
     trials: int | None = None  # configurations of the space
+    stopping: bool = True  # configurations that do badly are stopped early
     tuned: bool = False  # by the recipes that `bench tune` found
     tuned_from: Path | None = None  # its folder
     changes: tuple[str, ...] = ()  # of the profile's fields, FIELD=VALUE
@@ -69,6 +70,7 @@ class Request:
             words = ["bench", "tune", ",".join(self.methods or ()), "--suite", self.suite]
         for text in self.space or ():
             words += ["--space", text]
+        words += [] if self.stopping else ["--no-stopping"]
         words += ["--tuned"] if self.tuned and self.tuned_from is None else []
         for folder in self.data:
             words += ["--data", str(folder)]

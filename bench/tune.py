@@ -270,7 +270,10 @@ def _budget(plan: Plan, request: Request) -> Budget:
     space = space_of(request.space or (), profile)
     count = len(plan.specs) // len(_searches(plan))
     return Budget(
-        space=space_texts(space), configurations=count, steps=profile.recipe.steps, rungs=rungs(profile.recipe)
+        space=space_texts(space),
+        configurations=count,
+        steps=profile.recipe.steps,
+        rungs=rungs(profile.recipe) if request.stopping else (),
     )
 
 
@@ -284,33 +287,36 @@ def _searches(plan: Plan) -> list[list[RunSpec]]:
 
 def _begin(specs: Sequence[RunSpec], budget: Budget, folder: Path) -> None:
     """Writes what the trials of a search have to know. UserError where the folder holds another search for the method:
-    one file, one search.
+    one file, one search. The same one with nothing stopped is no other: it goes on.
     """
     method, backbone = specs[0].method, specs[0].backbone
     file = folder / SEARCH.format(method, backbone)
     search = {"budget": budget.model_dump(mode="json"), "runs": [spec.run_id for spec in specs]}
-    if file.exists() and read_json(file, "remove it") != search:
+    with_rungs = search | {"budget": search["budget"] | {"rungs": list(rungs(specs[0].recipe))}}
+    known = [search] if budget.rungs else [search, with_rungs]
+    if file.exists() and read_json(file, "remove it") not in known:
         raise UserError(
-            f"{file} is another search for {method} (space, trials, seed or recipe): choose another --name, or remove "
-            f"{folder}"
+            f"{file} is another search for {method} (space, trials, seed, recipe or --no-stopping): choose another "
+            f"--name, or remove {folder}"
         )
     write_json(file, search)
 
 
 def _show(plan: Plan, request: Request, console: Console) -> list[RunSpec]:
     """Prints the search; the configurations that have not ended."""
-    todo = [spec for spec in plan.specs if not _has_ended(spec, plan.folder)]
-    show(plan, console, todo, request.executor)
     budget = _budget(plan, request)
-    console.print(
-        f"search   {budget}: of {' '.join(budget.space)}; about a third goes on at steps "
-        f"{' and '.join(map(str, budget.rungs))}, so the estimate is the most it can take",
-        highlight=False,
-        soft_wrap=True,
-    )
+    todo = [spec for spec in plan.specs if not _has_ended(spec, plan.folder, budget)]
+    show(plan, console, todo, request.executor)
+    text = f"search   {budget}: of {' '.join(budget.space)}"
+    if budget.rungs:
+        steps = " and ".join(map(str, budget.rungs))
+        text += f"; about a third goes on at steps {steps}, so the estimate is the most it can take"
+    console.print(text, highlight=False, soft_wrap=True)
     return todo
 
 
-def _has_ended(spec: RunSpec, folder: Path) -> bool:
+def _has_ended(spec: RunSpec, folder: Path, budget: Budget) -> bool:
     status = run_state(folder / spec.run_id)
-    return status["state"] == "finished" and status.get("spec_hash") == spec.hash
+    if status["state"] != "finished" or status.get("spec_hash") != spec.hash:
+        return False
+    return bool(budget.rungs) or status["fit"]["outcome"] != "stopped"

@@ -33,6 +33,13 @@ def tune(
     trials: Annotated[
         int | None, typer.Option(help="So many configurations, drawn at random; default: all of a grid.", metavar="N")
     ] = None,
+    stopping: Annotated[
+        bool,
+        typer.Option(
+            "--stopping/--no-stopping",
+            help="Stop configurations that do badly, or train all to the end; what had been stopped is trained again.",
+        ),
+    ] = True,
     data: options.Data = None,
     profile: options.Profile = None,
     changes: options.Set = None,
@@ -54,7 +61,8 @@ def tune(
 
     The test split is not seen: a configuration is trained on train and judged by its lowest validation loss. After a
     ninth and after a third of the steps about the best third goes on and the others stop (ASHA, by the configurations
-    that came so far before). Side by side, which ones stop depends on which are faster; --executor local repeats.
+    that came so far before). Side by side, which ones stop depends on which are faster; --executor local repeats. Low
+    learning rates look better early than at the end: of few configurations train all to the end (--no-stopping).
 
     \b
     The grid of the paper's A.4 (profiles gpu and paper, or --space paper):
@@ -69,7 +77,7 @@ def tune(
     \b
     Examples:
       bench tune boltzformer
-      bench tune all --space lr=1e-4,3e-4,1e-3 --data data/openkbp
+      bench tune all --space lr=1e-4,3e-4,1e-3 --no-stopping --data data/openkbp
       bench tune sam,seem --space lr=1e-4,1e-3 --space weight_decay=0.01
       bench tune seem --space lr=log:1e-4..1e-2 --trials 8 --data data/openkbp --dry-run
       bench run --suite main --methods boltzformer,sam --tuned
@@ -97,6 +105,7 @@ def tune(
         splits=splits,
         space=tuple(space or ()),
         trials=trials,
+        stopping=stopping,
     )
     work = driver.dry_run if dry_run else driver.tune
     raise typer.Exit(work(request, terminal_console()))

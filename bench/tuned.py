@@ -27,11 +27,11 @@ class Budget(Frozen):
     space: tuple[str, ...]  # as `bench.search.parse_space` reads it
     configurations: int
     steps: int  # of a configuration that is not stopped
-    rungs: tuple[int, ...]  # steps at which it may be
+    rungs: tuple[int, ...]  # steps at which it may be; none where all are trained to the end
 
     def __str__(self) -> str:
         """For tables."""
-        return f"{self.configurations} configurations x {self.steps} steps, ASHA"
+        return f"{self.configurations} configurations x {self.steps} steps, {'ASHA' if self.rungs else 'none stopped'}"
 
 
 class Trial(Frozen):

@@ -196,7 +196,8 @@ def _alike(dumps: Sequence[Mapping[str, object]]) -> dict[str, object]:
 
 def searched(folder: Path) -> str:
     """The searches in a folder: a line per method, a column per configuration, the Dice on validation in percent at the
-    step of the lowest validation loss; in bold what has the lowest loss of all, which is what `--tuned` takes.
+    step of the lowest validation loss; in bold what has the lowest loss of all, which is what `--tuned` takes. Below,
+    what each method was given, and the split.
     """
     found = read_tuned(folder)
     trials = [trial for tuned in found.values() for trial in tuned.trials]
@@ -209,7 +210,8 @@ def searched(folder: Path) -> str:
             cell += "" if trial.outcome == "trained" else f" ({trial.outcome} at {trial.steps})"
             cells[in_words(trial.configuration)] = f"**{cell}**" if trial.configuration == tuned.best else cell
         lines.append(f"| `{method}`, {backbone} | " + " | ".join(cells.get(name, "-") for name in columns) + " |")
-    return "\n".join(lines)
+    given = dict.fromkeys(f"{tuned.budget}, split `{tuned.base.split_hash}`" for tuned in found.values())
+    return "\n".join([*lines, "", f"Each: {'; '.join(given)}."])
 
 
 def _values(trial: Trial) -> list[float]:

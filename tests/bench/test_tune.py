@@ -121,6 +121,25 @@ def test_again_nothing_is_trained_and_only_what_is_missing(tuned, bench):
     assert (tuned.folder / "tuned-sam-hiera_xt.json").read_text() == before
 
 
+def test_what_was_stopped_is_trained_to_the_end_when_asked(tuned, bench, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(tuned.folder, runs / tuned.folder.name)
+    before = {trial.run: trial for trial in read_tuned(tuned.folder)["sam", "hiera_xt"].trials}
+    stopped = [run for run, trial in before.items() if trial.outcome == "stopped"]
+    assert 0 < len(stopped) < 3
+    done = bench(*words("tune", "sam", *SPACE, "--no-stopping", data=tuned.data, runs=runs))
+    assert done.returncode == 0 and f"{len(stopped)} of 3 trials to run" in done.stdout, done.stdout + done.stderr
+    assert "3 configurations x 20 steps, none stopped" in done.stdout
+    found = read_tuned(runs / tuned.folder.name)["sam", "hiera_xt"]
+    assert found.budget.rungs == () and {trial.outcome for trial in found.trials} == {"trained"}
+    for trial in found.trials:
+        old = before[trial.run].curve
+        assert trial.steps == 20 and trial.curve[: len(old)] == old  # the same training, longer
+    refused(bench(*words("tune", "sam", *SPACE, data=tuned.data, runs=runs)), "another search", "--no-stopping")
+    dry = words("run", "--tuned", "--methods", "sam,seem", "--dry-run", data=tuned.data, runs=runs)
+    refused(bench(*dry), "none stopped", "ASHA", "tune all with the same")
+
+
 def test_a_run_uses_what_was_found_and_says_so(tuned, bench):
     command = words("run", "--methods", "sam,location_prior", "--tuned", data=tuned.data, runs=tuned.runs)
     done = bench(*command, MLFLOW_TRACKING_URI="http://127.0.0.1:9")

@@ -150,6 +150,8 @@ def test_searches_stand_method_by_method(tmp_path):
         "| --- | ---: | ---: |",
         "| `boltzformer`, hiera_xt | **60.0** | - (diverged at 7) |",
         "| `seem`, hiera_xt | **67.1** | 50.0 (stopped at 20) |",
+        "",
+        f"Each: 2 configurations x 40 steps, ASHA, split `{'a' * 64}`.",
     ]
 
 

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 SIZE = 64  # px; the laptop profile's 256 is slow
 HEIGHT = 60  # px of the images, which are then enlarged for training and the masks made smaller again
 STEPS, LOOK_EVERY = 1000, 25  # at most; 75 to 150 are needed at SIZE, 125 to 350 at 256 px (675 by `mask2former`)
-LEARNING_RATE = 5e-4  # half the laptop profile's: it stays where it is, and some decoders then lose the dot for long
+LEARNING_RATE = 5e-4  # under the laptop profile's: it stays where it is, and some decoders then lose the dot for long
 # at 256 px the dot is 0.005% of the image: at 5e-4 `sam3` needs 150 to more than 1000 steps, as rounding falls
 LAPTOP_LEARNING_RATE = 2e-4
 DOT = "dot"  # the object of three pixels

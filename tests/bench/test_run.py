@@ -341,6 +341,14 @@ def test_trials_stand_by_seed_in_the_suites_order_with_backbones_only_where_they
     assert len({spec.run_id for spec in plan.specs}) == 6
 
 
+def test_an_ablation_is_whole_after_each_seed(request_of):
+    request = request_of(methods=("boltzformer",), seeds=(1, 0), ablations=("attention", "temperature"))
+    specs = make_plan(choose(request), request, None).specs
+    assert [spec.seed for spec in specs] == [1] * (len(specs) // 2) + [0] * (len(specs) // 2)
+    first, second = ([spec.variant for spec in specs if spec.seed == seed] for seed in (1, 0))
+    assert first == second and first[0] is None and len(set(first)) == len(first) > 3
+
+
 def test_the_command_of_a_request_asks_for_the_same():
     request = Request("main", (Path("my data"),), "gpu", ("sam", "sam2"), None, (0, 1), "local", "x", Path("/r"))
     words = request.command.split(" --")

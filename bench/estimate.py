@@ -203,21 +203,26 @@ def schedule(seconds: Sequence[float], lane_count: int) -> float:
     return max(free)
 
 
-def longest_first(specs: Sequence[RunSpec], splits: Splits | Workload, hardware: Hardware) -> list[RunSpec]:
-    """The order in which the lanes end closest together (equal costs keep their order)."""
-    return sorted(specs, key=lambda spec: -estimate(spec, splits, hardware))
+def running_order(specs: Sequence[RunSpec], splits: Splits | Workload, hardware: Hardware) -> list[RunSpec]:
+    """Seed by seed, so that what is stopped after one is a whole comparison; within a seed the longest first, so that
+    the lanes end close together (equal costs keep their order).
+    """
+    seeds = [spec.seed for spec in specs]  # in the order asked for
+    return sorted(specs, key=lambda spec: (seeds.index(spec.seed), -estimate(spec, splits, hardware)))
 
 
 def estimate_suite(specs: Sequence[RunSpec], splits: Splits | Workload, profile: Profile, hardware: Hardware) -> float:
-    """Wall seconds for all trials on the profile's lanes, longest first; nnU-Net's experts spread over them."""
+    """Wall seconds for all trials on the profile's lanes in `running_order`; nnU-Net's experts spread over them."""
     work = splits if isinstance(splits, Workload) else workload_of(splits)
     count = lanes(profile, hardware)
-    jobs = []
+    jobs: list[tuple[int, float]] = []
+    seeds = [spec.seed for spec in specs]
     for spec in specs:
         spreads = isinstance(COSTS.get(spec.method), NnunetCost)
         shares = min(count, len(_images_of_models(spec, work))) if spreads else 1
-        jobs += [estimate(spec, work, hardware, workers_of(profile, hardware)) / shares] * shares
-    return schedule(sorted(jobs, reverse=True), count)
+        seconds = estimate(spec, work, hardware, workers_of(profile, hardware)) / shares
+        jobs += [(seeds.index(spec.seed), -seconds)] * shares
+    return schedule([-seconds for _, seconds in sorted(jobs)], count)
 
 
 def format_seconds(seconds: float) -> str:

@@ -14,7 +14,7 @@ from bench import sharing
 from bench.atomic import read_json
 from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError
-from bench.estimate import estimate, lanes, longest_first, workers_of
+from bench.estimate import estimate, lanes, running_order, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
 from bench.lease import leased
 from bench.locks import lock_file, locked
@@ -173,10 +173,10 @@ def exit_code(plan: Plan, failed: Sequence[RunSpec]) -> int:
 
 
 def missing(plan: Plan) -> list[RunSpec]:
-    """The trials that can be run and have no finished records, the longest first."""
+    """The trials that can be run and have no finished records, in the order in which they begin."""
     without = left_out(plan)
     todo = [spec for spec in plan.specs if spec not in without and not is_finished(spec, plan.folder / spec.run_id)]
-    return longest_first(todo, plan.work, plan.choice.hardware)
+    return running_order(todo, plan.work, plan.choice.hardware)
 
 
 def left_out(plan: Plan) -> dict[RunSpec, str]:

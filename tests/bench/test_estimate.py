@@ -16,9 +16,9 @@ from bench.estimate import (
     estimate_suite,
     format_seconds,
     lanes,
-    longest_first,
     phantom_workload,
     resources,
+    running_order,
     schedule,
     workers_of,
     workload_of,
@@ -196,9 +196,20 @@ def test_a_suite_is_its_trials_on_the_lanes():
     total = estimate_suite(specs, WORK, LAPTOP, CPU)
     assert sum(each) / 2 <= total <= sum(each) / 2 + max(each) / 2
     assert estimate_suite(specs, WORK, LAPTOP, Hardware(1, 8.0, ())) == pytest.approx(sum(each))
-    ordered = [estimate(spec, WORK, CPU) for spec in longest_first(specs, WORK, CPU)]
+    ordered = [estimate(spec, WORK, CPU) for spec in running_order(specs, WORK, CPU)]
     assert ordered == sorted(each, reverse=True)
     assert estimate_suite([], WORK, LAPTOP, CPU) == 0
+
+
+def test_trials_begin_seed_by_seed_and_the_longest_first_within_one():
+    names = ("location_prior", "boltzformer", "sam")
+    specs = [spec_of(name).model_copy(update={"seed": seed}) for seed in (2, 0) for name in names]
+    order = [(spec.seed, spec.method) for spec in running_order(specs, WORK, CPU)]
+    by_cost = sorted(names, key=lambda name: -estimate(spec_of(name), WORK, CPU))
+    assert order == [(seed, name) for seed in (2, 0) for name in by_cost]
+    assert by_cost[-1] == "location_prior"
+    each = [estimate(spec_of(name), WORK, CPU) for name in by_cost]
+    assert estimate_suite(specs, WORK, LAPTOP, CPU) == pytest.approx(schedule(each * 2, 2))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TICK = 0.5  # seconds between two looks at the folders
 PLAIN_INTERVAL = 30.0  # seconds between two lines of a trial where there is no terminal
+DONE = ("finished", "failed")
 PREDICT_SHARE = 0.1  # of a trial's time is taken to follow its training, where nothing better is known
 
 
@@ -56,7 +57,7 @@ def read_trial(spec: RunSpec, suite_dir: Path, expected: float, now: float) -> T
         trial.val_dice = progress.get("metrics", {}).get("val_dice")
     except (OSError, ValueError):
         progress = None
-    if state in ("finished", "failed"):
+    if state in DONE:
         trial.left = 0.0
     elif state == "running" and progress:
         trial.phase, trial.step, trial.total = progress["phase"], progress["step"], progress["total"]
@@ -68,17 +69,13 @@ def read_trial(spec: RunSpec, suite_dir: Path, expected: float, now: float) -> T
 def time_left(progress: dict, expected: float, now: float) -> float:
     """Seconds a running trial still needs: by the pace of its phase, by the estimate while it is young."""
     rest = max(expected - (now - progress["started"]), 0.0)
-    if progress["phase"].startswith("expert"):  # a new phase per expert, steps counted over all of them
-        share = progress["step"] / max(progress["total"], 1)
-        elapsed = progress["updated"] - progress["started"]
-        return elapsed * (1 - share) / share if share > 0.05 else rest
     done = progress["step"] - progress["phase_first_step"]
     spent = progress["updated"] - progress["phase_started"]
     if done < 3 or spent <= 0:
         return rest
     # counts down between two writes of progress.json, too
     by_pace = max((progress["total"] - progress["step"]) * spent / done - (now - progress["updated"]), 0.0)
-    if "train" not in progress["phase"]:
+    if not progress["phase"].startswith(("train", "expert")):
         return by_pace
     by_pace += PREDICT_SHARE * expected
     trust = min(1.0, spent / 30)
@@ -88,8 +85,10 @@ def time_left(progress: dict, expected: float, now: float) -> float:
 def suite_left(trials: Sequence[TrialState], lane_count: int) -> float:
     """Seconds until the last trial ends, running ones first, the waiting ones on the lanes that come free."""
     running = [trial.left or 0.0 for trial in trials if trial.state == "running"]
-    waiting = sorted((trial.left or 0.0 for trial in trials if trial.state == "waiting"), reverse=True)
-    return schedule([*running, *waiting], lane_count)
+    waiting = [trial for trial in trials if trial.state == "waiting"]
+    seeds = [trial.spec.seed for trial in trials]
+    waiting.sort(key=lambda trial: (seeds.index(trial.spec.seed), -(trial.left or 0.0)))  # as `running_order`
+    return schedule([*running, *(trial.left or 0.0 for trial in waiting)], lane_count)
 
 
 class Display:
@@ -142,15 +141,24 @@ class Display:
             live.update(self.table(self.trials()), refresh=True)
 
     def print_lines(self, trials: Sequence[TrialState]) -> None:
-        """One line per trial on each change of its state, and every 30 s while it runs."""
+        """One line per trial on each change of its state, and every 30 s while it runs; with a trial's end, how far the
+        suite is.
+        """
         now = time.time()
+        done = sum(trial.state in DONE for trial in trials)
         for trial in trials:
             state, when = self._told.get(trial.spec.run_id, ("waiting", 0.0))
             told = trial.state == state and (state != "running" or now - when < PLAIN_INTERVAL)
             if told or trial.state == "waiting":
                 continue
             self._told[trial.spec.run_id] = (trial.state, now)
-            self.console.print(plain_line(trial), markup=False, highlight=False, soft_wrap=True)
+            line = plain_line(trial)
+            if trial.state in DONE and done < len(trials):
+                line += f" ({done} of {len(trials)} trials; about {self._suite_left(trials)} left)"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _suite_left(self, trials: Sequence[TrialState]) -> str:
+        return format_seconds(suite_left(trials, self.lane_count))
 
     def table(self, trials: Sequence[TrialState]) -> Table:
         """All trials and the suite's time left, for the terminal."""
@@ -158,11 +166,10 @@ class Display:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        done = sum(trial.state in ("finished", "failed") for trial in trials)
+        done = sum(trial.state in DONE for trial in trials)
         spent = time.time() - self.started
-        left = suite_left(trials, self.lane_count)
         caption = f"{done}/{len(trials)} trials, {format_seconds(spent)} so far"
-        caption += f", about {format_seconds(left)} left" if done < len(trials) else ""
+        caption += f", about {self._suite_left(trials)} left" if done < len(trials) else ""
         table = Table(title=self.title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left")
         for header in ("method", "backbone", "seed", "phase", ""):
             table.add_column(header, no_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from bench import sharing
 from bench.atomic import read_json
 from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError
-from bench.estimate import estimate, lanes, running_order, workers_of
+from bench.estimate import estimate, format_seconds, lanes, running_order, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
 from bench.lease import leased
 from bench.locks import lock_file, locked
@@ -28,7 +29,7 @@ from bench.plan import (
 )
 from bench.publish import publish_rest
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
-from bench.show_plan import show, show_first, show_problems
+from bench.show_plan import show, show_first, show_left_out, show_problems
 from bench.spec import RunSpec
 from bench.stopping import stoppable, terminable
 from bench.suite_folder import read_suite
@@ -75,6 +76,7 @@ def run(request: Request, console: Console) -> int:
 
 
 def _run(request: Request, console: Console) -> int:
+    began = time.monotonic()
     plan = prepare(request, console)
     if plan is None:
         return USER_ERROR
@@ -95,6 +97,7 @@ def _run(request: Request, console: Console) -> int:
             if parent is not None:
                 parent.finish("FAILED" if failed else "FINISHED")
         send_to_storage(plan, request)
+    console.print(f"took     {format_seconds(time.monotonic() - began)}", highlight=False)
     return exit_code(plan, failed)
 
 
@@ -390,8 +393,7 @@ def _report(plan: Plan, console: Console, parent: Tracker | None) -> None:
     report = build_report(plan.folder)
     for table in [report.ablations[name] for name in plan.ablations if name in report.ablations] or [report.main]:
         console.print(to_rich(table))
-    for spec, reason in left_out(plan).items():
-        console.print(f"not run  {spec.run_id}: {reason}", highlight=False, markup=False)
+    show_left_out(plan, console)
     console.print(f"report   {report.html}", highlight=False, soft_wrap=True)
     if parent is not None:
         parent.artifacts(plan.folder / "report", plan.folder / "suite.json", plan.folder / "splits.json")

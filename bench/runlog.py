@@ -43,8 +43,9 @@ def read_history(file: Path) -> Iterator[tuple[str, dict]]:
 class RunLog:
     """Implements `interface.Log` for one run folder.
 
-    progress.json: {"phase", "step", "total", "started" (of the trial), "phase_started", "phase_first_step",
-    "updated" (Unix seconds), "metrics" (the last value of each), "best_val_dice"}.
+    progress.json: {"phase", "step", "total", "started" (of the trial), "phase_started", "phase_first_step" (both of the
+    phases that count on, as nnU-Net's "expert 1/7 liver" and "expert 2/7 spleen"), "updated" (Unix seconds), "metrics"
+    (the last value of each), "best_val_dice"}.
     history.jsonl: one object per line, {"step", "time" (seconds that the trial has run, earlier starts
     of which it goes on included), name: value, ...}.
     """
@@ -77,7 +78,8 @@ class RunLog:
                 raise KeyboardInterrupt
         new_phase = phase != self._phase[0]
         if new_phase:
-            self._phase = (phase, step, now)
+            counts_on = _kind(phase) == _kind(self._phase[0]) and total == self._progress[2]
+            self._phase = (phase, *(self._phase[1:] if counts_on else (step, now)))
         self._progress = (phase, step, total)
         if new_phase or step >= total or now - self._written >= PROGRESS_INTERVAL:
             self._write(now)
@@ -162,3 +164,7 @@ class RunLog:
             seen.setdefault(row["step"], set()).update(names)
             self._remember({name: row[name] for name in names if isinstance(row[name], (int, float))})
         return seen
+
+
+def _kind(phase: str) -> str:
+    return phase.split(" ")[0]

@@ -100,9 +100,7 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec], executor: str) -
         note = "-" if why_not_run(spec) else note
         table.add_row(spec.row, spec.backbone, str(spec.seed), budget(spec, plan.work), note)
     console.print(table)
-    for spec in plan.specs:
-        if reason := why_not_run(spec):
-            console.print(f"not run  {spec.run_id}: {reason}", highlight=False, markup=False)
+    show_left_out(plan, console)
     count = lanes(choice.profile, choice.hardware)
     total = estimate_suite(todo, plan.work, choice.profile, choice.hardware)
     console.print(
@@ -110,6 +108,15 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec], executor: str) -
         f"[bold]{format_seconds(total)}[/] (estimate)",
         highlight=False,
     )
+
+
+def show_left_out(plan: Plan, console: Console) -> None:
+    """Prints a line for each method that there is nothing to run for, with the reason and the fix."""
+    from bench.methods import why_not_run
+
+    for row, reason in dict.fromkeys((spec.row, why_not_run(spec)) for spec in plan.specs):
+        if reason:
+            console.print(f"not run  {row}: {reason}", highlight=False, markup=False)
 
 
 def _data_table(splits: Splits):

@@ -42,9 +42,9 @@ def test_the_pace_of_a_phase_tells_the_time_left():
     assert time_left(progress(step=1, updated=1.0), expected=400.0, now=1.0) == pytest.approx(399)
 
 
-def test_the_steps_of_all_experts_count_together():
-    state = progress("expert 3/4 nodule", step=50, total=100, phase_started=99.0, updated=100.0)
-    assert time_left(state, expected=9999.0, now=100.0) == pytest.approx(100)
+def test_what_a_trial_waited_before_its_experts_is_no_part_of_their_pace():
+    state = progress("expert 3/4 nodule", step=50, total=100, phase_started=60.0, updated=110.0)
+    assert time_left(state, expected=400.0, now=110.0) == pytest.approx(50 + 40)
 
 
 def test_a_trial_is_read_from_its_folder(tmp_path):
@@ -76,6 +76,10 @@ def test_waiting_trials_start_when_a_lane_is_free():
     # two lanes: 10 + 30 = 40, then 5 more = 45; the other ends at 50
     assert suite_left(trials, 2) == 50.0
     assert suite_left(trials[:1] + trials[2:], 1) == 45.0
+    # seed by seed: 1 on the first lane, then 10 and 90 on whichever is free; the longest first would end at 90
+    later = SPECS[0].model_copy(update={"seed": 1})
+    trials = [TrialState(SPECS[0], "running", left=1.0), TrialState(SPECS[0], "waiting", left=10.0)]
+    assert suite_left([*trials, TrialState(later, "waiting", left=90.0)], 2) == 91.0
 
 
 def test_without_a_terminal_each_change_is_one_line(tmp_path):
@@ -96,6 +100,15 @@ def test_without_a_terminal_each_change_is_one_line(tmp_path):
     assert lines[0].startswith("sam hiera_xt seed 0: train 7/20, about ")
     assert lines[1] == "sam hiera_xt seed 0: failed after 3 s: ValueError: [no]"
     assert lines[2] == "nnunet seed 0: finished after 4 s"
+
+
+def test_in_a_log_a_trials_end_says_how_far_the_suite_is(tmp_path):
+    output = io.StringIO()
+    expected = {spec.run_id: 600.0 for spec in SPECS}
+    display = Display(Console(file=output, width=200), tmp_path, SPECS, expected, 2, "smoke")
+    write_status(tmp_path, SPECS[0], state="finished", seconds=4.0)
+    display.print_lines(display.trials())
+    assert output.getvalue() == "sam hiera_xt seed 0: finished after 4 s (1 of 2 trials; about 10 min left)\n"
 
 
 def test_on_a_terminal_the_table_lives_and_ends_with_the_last_state(tmp_path):

@@ -107,6 +107,26 @@ def test_progress_is_written_at_most_once_a_second_and_at_both_ends(tmp_path, mo
     assert writes[-1]["started"] == 1000.0
 
 
+def test_the_steps_of_all_experts_count_together_and_not_what_was_before_them(tmp_path, monkeypatch):
+    now = [1000.0]
+    writes = []
+    monkeypatch.setattr(runlog.time, "time", lambda: now[0])
+    monkeypatch.setattr(runlog, "write_json", lambda path, value, durable: writes.append(value))
+    log = RunLog(tmp_path)
+    for phase, step in (("prepare", 0), ("expert 1/2 liver", 10), ("expert 1/2 liver", 50), ("expert 2/2 spleen", 51)):
+        now[0] += 100
+        log.progress(phase, step, 1 if phase == "prepare" else 100)
+    assert [(state["phase_started"], state["phase_first_step"]) for state in writes] == [
+        (1100.0, 0),
+        (1200.0, 10),
+        (1200.0, 10),
+        (1200.0, 10),
+    ]
+    now[0] += 100
+    log.progress("predict", 0, 100)  # as many, and another kind
+    assert (writes[-1]["phase_started"], writes[-1]["phase_first_step"]) == (1500.0, 0)
+
+
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["train_loss", "val_dice"])), max_size=30)
 
 

@@ -32,7 +32,7 @@ from reports.fairness import fairness_line, fairness_table
 from reports.grid import Grid, check_grid
 from reports.html import render
 from reports.latex import to_latex
-from reports.load import SuiteResults, load_suite
+from reports.load import TO_COME, SuiteResults, load_suite
 from reports.modality import modality_table
 from reports.paper_columns import by_size_beside_paper, main_table_beside_paper, size_table_beside_paper
 from reports.pictures import draw
@@ -92,14 +92,15 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     Raises UserError for a folder that is no suite, a broken run, a run of another split or schema version,
     duplicate records, and an `out` that cannot be written.
     """
-    results = load_suite(Path(suite_dir))
+    everything = load_suite(Path(suite_dir))
+    results, waiting = everything.on_common_seeds(), seeds_to_come(everything)
     out = Path(out) if out is not None else Path(suite_dir) / "report"
     grid = check_grid(results)
     scores = score(results.records, grid)
     inside = members(scores.cases["area_pct"], GROUPS)
     bootstrap, by_seed = cluster_bootstrap(scores, inside), seed_scores(scores, inside)
     order = ranking(patient_means(scores, np.ones(len(scores.cases), bool)))
-    gaps = gap_lines(results, grid)
+    gaps = [*gap_lines(results, grid), *waiting]
     tables = [
         main_table(results, grid, scores, bootstrap),
         by_size(results, grid, scores, bootstrap),
@@ -121,7 +122,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     tables += [table for table, _ in ablated]
     fair, origins = fairness_line(results, grid), origin_notes(results)
     tables = [
-        replace(table, notes=(*table.notes, *origins, *([fair] if fair and table.name in COMPARING else [])))
+        replace(table, notes=(*waiting, *table.notes, *origins, *([fair] if fair and table.name in COMPARING else [])))
         for table in tables
     ]
     curves = dice_vs_area(scores, grid)
@@ -131,7 +132,7 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     if any(run.origin is None for run in results.runs):  # published rows alone test no claim
         profile = results.folder.absolute().parent / "profile" / "profile.csv"
         tables.insert(0, claims_table(related(results), profile))
-    tables.append(replace(run_table(results), notes=origins))
+    tables.append(replace(run_table(everything), notes=(*waiting, *origins)))
     cases = browser_cases(results, grid, scores)
     page = render(results, tables, pictures, caveats(results, grid, scores) + notes, gaps, cases)
     files = {f"{table.name}.{form}": write(table).encode() for table in tables for form, write in FORMS.items()}
@@ -295,6 +296,18 @@ def commit_of(env: Mapping[str, Any]) -> str:
     """Ten digits of the commit that a run was made by, and whether files had been changed since."""
     git = env["git"] if isinstance(env.get("git"), dict) else {}
     return str(git.get("commit") or MISSING)[:10] + (" and changes" if git.get("dirty") else "")
+
+
+def seeds_to_come(everything: SuiteResults) -> tuple[str, ...]:
+    """A line on the seeds that the tables leave out, where they leave out any."""
+    kept = {run.seed for run in everything.on_common_seeds().runs}
+    later = [run for run in everything.runs if run.seed not in kept and run.state != "left out"]
+    if not later:
+        return ()
+    seeds = sorted({run.seed for run in later})
+    come = sum(run.state in TO_COME for run in later)
+    which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return (f"In no table yet: {which}, of which {come} of {len(later)} runs are still to come.",)
 
 
 def gap_lines(results: SuiteResults, grid: Grid) -> list[str]:

@@ -184,7 +184,7 @@ def related(results: SuiteResults) -> list[SuiteResults]:
             other = read_suite(file.parent)
             alike = (other["split_hash"], other["profile"]) == (results.split_hash, results.profile)
             if alike and other.get("ablations"):
-                found.append(load_suite(file.parent))
+                found.append(load_suite(file.parent).on_common_seeds())
         except UserError:  # its own report says what is wrong with it
             continue
     return found

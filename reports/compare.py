@@ -28,7 +28,7 @@ def compare(first: Path, second: Path) -> tuple[Table, list[Path]]:
 
     UserError for folders that are no suites, and for those that have no test masks or no rows in common.
     """
-    a, b = load_suite(first), load_suite(second)
+    a, b = (load_suite(folder).on_common_seeds() for folder in (first, second))
     table = compare_table(a, b)
     folder = first / "report"
     folder.mkdir(exist_ok=True)

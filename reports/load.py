@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECORDS_FILE = "records.parquet"
 PREDICTION_COLUMNS = ("dataset", "object", "image_id", "image_file", "mask_file", "height", "width", "runs")
 STATES = ("finished", "failed", "running", "interrupted", "left out")
+TO_COME = ("missing", "running", "interrupted")
 STATUS_FIELDS = {"error": str | None, "seconds": float | int | None, "fit": dict | None}
 RUN_ID = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)-[0-9a-f]+")
 
@@ -80,6 +81,21 @@ class SuiteResults:
     def runs_of(self, method: str, backbone: str) -> list[Run]:
         """The runs of a row, one per seed."""
         return [run for run in self.runs if (run.method, run.backbone) == (method, backbone)]
+
+    def on_common_seeds(self) -> SuiteResults:
+        """The suite with the seeds of which no run is still to come, so that all rows have the same ones; with the
+        first where there is none such. What was not run here stays.
+        """
+        elsewhere = {run.method for run in self.runs if run.origin is not None}
+        mine = [run for run in self.runs if run.method not in elsewhere]
+        seeds = list(dict.fromkeys(run.seed for run in mine))
+        waiting = {run.seed for run in mine if run.state in TO_COME}
+        kept = [seed for seed in seeds if seed not in waiting] or seeds[:1]
+        if len(kept) == len(seeds):
+            return self
+        runs = tuple(run for run in self.runs if run.seed in kept or run.method in elsewhere)
+        inside = self.records["seed"].isin(kept) | self.records["method"].isin(elsewhere)
+        return replace(self, runs=runs, records=self.records[inside].reset_index(drop=True))
 
     def only(self, methods: Collection[str]) -> SuiteResults:
         """The same suite with these methods alone."""

@@ -193,3 +193,12 @@ def test_the_templates_of_this_repository_hold_what_is_there(root, parts):
     ]
     for picture in page.pictures:
         assert f"]({picture.relative_to('docs')})" in text
+
+
+@pytest.mark.skipif(not (ROOT / "docs/results.md").is_file(), reason="no results have been published yet")
+def test_the_published_page_is_what_its_archives_give():
+    page = make_page(ROOT)
+    for path, text in page.texts.items():
+        assert (ROOT / path).read_text("utf-8") == text, f"{path}: run `python -m experiments.results`"
+    drawn = {path.relative_to(ROOT) for path in (ROOT / "docs/figures/results").iterdir()}
+    assert drawn == set(page.pictures)

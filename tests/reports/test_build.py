@@ -161,3 +161,34 @@ def test_reports_import_neither_torch_nor_ray_nor_mlflow(suite):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code, suite], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == "", done.stderr
+
+
+def numbers(suite):
+    return pd.read_csv(build_report(suite).tables["main_table.csv"], index_col="method")
+
+
+def test_a_suite_stopped_after_a_seed_is_a_whole_comparison_on_that_seed(build, tmp_path):
+    folders = [tmp_path / name for name in ("three", "one")]
+    for folder in folders:
+        folder.mkdir()
+    three = build.suite(folders[0], size=32, patients=2, slices=1, seeds=(0, 1, 2))
+    one = build.suite(folders[1], size=32, patients=2, slices=1)
+    build.change(next(three.glob("sam-*-seed1-*")) / "status.json", state="interrupted")
+    shutil.rmtree(next(three.glob("nnunet-seed2-*")))
+    pd.testing.assert_frame_equal(numbers(three), numbers(one))
+    report = build_report(three)
+    assert report.gaps == ("In no table yet: seeds 1, 2, of which 2 of 6 runs are still to come.",)
+    assert report.gaps[0] in report.tables["differences.md"].read_text()
+    assert len(pd.read_csv(report.tables["runs.csv"])) == 9
+    # where no seed is whole: the first
+    build.change(next(three.glob("sam-*-seed0-*")) / "status.json", state="running")
+    found, whole = numbers(three)["average"], numbers(one)["average"]
+    assert found["SAM+Hiera-XT"] == "-"
+    assert float(found["nnU-Net"]) == whole["nnU-Net"]
+
+
+def test_a_run_that_failed_is_not_waited_for(build, tmp_path):
+    suite = build.suite(tmp_path, size=32, patients=2, slices=1, seeds=(0, 1))
+    build.change(next(suite.glob("sam-*-seed1-*")) / "status.json", state="failed", error="out of memory")
+    assert numbers(suite).loc["SAM+Hiera-XT", "average"] == "failed"
+    assert numbers(suite).loc["nnU-Net", "seeds"] == 2

@@ -32,6 +32,7 @@ from reports.tables import Column, Table, highlight, to_markdown
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVES, PAGE = Path("docs/results"), Path("docs/results.md")
 FIGURES = Path("docs/figures/results")
+MAIN = "main_table"
 NO_ARCHIVE = f"no archive in {ARCHIVES}: make one with `bench archive NAME {ARCHIVES}/PART`"
 README, HEADLINE = Path("README.md"), ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
@@ -78,6 +79,10 @@ def make_page(root: Path = ROOT) -> Page:
         def table(part: str, name: str, paper: bool = False) -> str:
             return without_heading(file(part, f"{name}.md", paper).read_text("utf-8"))
 
+        def section(part: str, name: str) -> str:
+            said = file(part, f"{MAIN}.md").read_text("utf-8") if name != MAIN else ""
+            return as_section(file(part, f"{name}.md").read_text("utf-8"), said)
+
         def exists(part: str, pattern: str = "suite.json") -> bool:
             return any((root / ARCHIVES / part).glob(pattern))
 
@@ -88,6 +93,7 @@ def make_page(root: Path = ROOT) -> Page:
 
         tools = {
             "table": table,
+            "section": section,
             "figure": figure,
             "exists": exists,
             "ledger": lambda parts: ledger(frames("claims.csv", parts)),
@@ -105,6 +111,12 @@ def make_page(root: Path = ROOT) -> Page:
 def without_heading(markdown: str) -> str:
     """A report's table with caption and notes, its heading left to the page."""
     return re.sub(r"\A## .*\n+", "", markdown).strip()
+
+
+def as_section(markdown: str, said: str) -> str:
+    """A report's table below a heading of the third level, without the notes that stand in `said`."""
+    notes = {line for line in said.splitlines() if line.startswith("- ")}
+    return "#" + "\n".join(line for line in markdown.splitlines() if line not in notes).strip()
 
 
 def ledger(claims: Mapping[str, pd.DataFrame]) -> str:

@@ -60,6 +60,14 @@ def test_tables_and_figures_are_those_of_the_report(root, tmp_path):
     assert picture[1] == report.figures["curves.png"].read_bytes()
 
 
+def test_a_section_has_its_heading_and_not_the_notes_of_the_main_table_again(root):
+    template = root / "docs" / "results.md.j2"
+    template.write_text('{{ section("toy", "main_table") }}\n\n{{ section("toy", "by_size") }}\n')
+    main, _, sizes = texts_of(make_page(root))["docs/results.md"].partition("### Dice by object size\n")
+    assert main.startswith("### Dice by data set\n\nMean Dice in percent") and "| Object area |" in sizes
+    assert main.count("- Alike for all methods") == 1 and "- Alike for all methods" not in sizes
+
+
 def test_the_ledger_is_that_of_the_report(root):
     text = texts_of(make_page(root))["docs/results.md"]
     assert re.search(r"\| BoltzFormer is better than SEEM \(text\) \| 2\.3 \| a toy \| -?\d+\.\d\d \|", text)

@@ -85,7 +85,8 @@ def style_of(place: int) -> dict[str, str]:
 
 
 def curves(results: SuiteResults, phantom: bool) -> Drawing:
-    """Train loss and validation Dice over the training, one line per run, from history.jsonl.
+    """Train loss and validation Dice over the training, one line per run (the seeds of a method in one colour, each
+    dashed in its own way), from history.jsonl.
 
     Across: the share of the run's steps, so that runs of very different numbers of steps can be read side by side
     (nnU-Net's experts train one after the other, and each begins anew; its loss is its own).
@@ -98,13 +99,14 @@ def curves(results: SuiteResults, phantom: bool) -> Drawing:
     rows = list(dict.fromkeys((run.method, run.backbone) for run in results.runs))
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
-    drawn = False
+    named = set()
     for run in results.runs:
         place = rows.index((run.method, run.backbone))
-        many = sum((other.method, other.backbone) == rows[place] for other in results.runs) > 1
-        label = results.label(run.method, run.backbone) + (f", seed {run.seed}" if many else "")
         style = {"color": COLORS[place % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[run.seed % 4]}
         loss, dice = _curve(run, "train_loss"), 100 * _curve(run, "val_dice")
+        if len(loss) or len(dice):
+            label = "_" if place in named else results.label(run.method, run.backbone)  # "_": not in the legend
+            named.add(place)
         if len(loss):
             mean = loss.rolling(max(1, len(loss) // 50), min_periods=1).mean()
             loss, mean = (100 * (values - mean.min()) / (np.ptp(mean) or 1.0) for values in (loss, mean))
@@ -115,12 +117,11 @@ def curves(results: SuiteResults, phantom: bool) -> Drawing:
                 dice.index, dice, label=label, linewidth=1.4, markersize=3.5,
                 marker=style_of(place)["marker"], **style,
             )  # fmt: skip
-        drawn = drawn or len(loss) > 0 or len(dice) > 0
     panels[0].set_ylabel("train loss, from its lowest (0) to its highest (100)")
     panels[1].set_ylabel("validation Dice, %")
     for axes in panels:
         axes.set_xlabel("share of the run's training, %")
-    _finish(figure, list(panels), "Training curves", phantom, drawn)
+    _finish(figure, list(panels), "Training curves", phantom, bool(named))
     return drawing_of(figure)
 
 

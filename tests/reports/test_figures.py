@@ -110,6 +110,13 @@ def test_dice_vs_size_and_curves_have_each_methods_colour(loaded):
         assert (count(curves, color, 8) > 100) == (place < 2)
 
 
+def test_a_method_with_several_seeds_stands_in_the_legend_of_the_curves_once(build, tmp_path):
+    results = load_suite(build.suite(tmp_path, size=32, patients=2, slices=1, seeds=(0, 1, 2)))
+    drawn = figures.curves(results, True).svg.decode()
+    assert [drawn.count(f">{name}</text>") for name in ("BoltzFormer+Hiera-XT", "SAM+Hiera-XT")] == [1, 1]
+    assert drawn.count("seed") == 0
+
+
 def test_names_are_no_formulas_in_the_critical_difference_diagram(loaded):
     order = ranking(patient_means(loaded[2], np.ones(len(loaded[2].cases), bool)))
     names = [rf"$\frac$ {place}" for place in range(3)]

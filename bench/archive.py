@@ -93,7 +93,8 @@ def _copy(home: Path, fresh: Path, runs: list[str], names: tuple[str, ...]) -> N
     suite.pop("id", None)  # whoever goes on with the archive has runs in MLflow of their own
     suite["data"] = {name: Path(folder).name for name, folder in suite["data"].items()}
     suite["backbone_weights"] = _last_part(suite.get("backbone_weights"))
-    suite["command"] = _without_folders(suite["command"])
+    for entry in (suite, *suite.get("earlier_commands", [])):
+        entry["command"] = _without_folders(entry["command"])
     suite["own_weights"] = {name: Path(file).name for name, file in suite.get("own_weights", {}).items()}
     write_json(fresh / "suite.json", suite)
     if (home / "splits.json").is_file():

@@ -18,6 +18,13 @@ from bench.spec import RunSpec
 FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$", max_length=255)]
 
 
+class EarlierCommand(BaseModel):
+    """A command before the one that suite.json was last written by, and the runs that are there by it alone."""
+
+    command: str
+    runs: list[FolderName]
+
+
 class SuiteFile(BaseModel):
     """suite.json as `bench.run` and `bench.external` write it; further fields are passed over."""
 
@@ -30,6 +37,7 @@ class SuiteFile(BaseModel):
     profile: str
     split_hash: str
     command: str
+    earlier_commands: list[EarlierCommand] = []
     phantom: bool
     data: dict[str, str]
     runs: list[FolderName]

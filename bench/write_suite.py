@@ -36,6 +36,7 @@ def write_suite(plan: Plan, request: Request) -> None:
         "split_hash": plan.split_hash,
         "tuned": plan.tuned is not None,
         "command": request.command,
+        "earlier_commands": _earlier_commands(plan, {spec.run_id for spec in specs if spec.origin is None}, earlier),
         "phantom": plan.splits.phantom,
         "data": {name: str(Path(root).resolve()) for name, root in plan.splits.roots.items()},
         "backbone_weights": str(plan.weights.path) if plan.weights else None,
@@ -53,6 +54,19 @@ def _suite(folder: Path) -> dict[str, Any]:
     """suite.json as an earlier command has left it; empty where there is none."""
     file = folder / "suite.json"
     return read_json(file, "remove it") if file.exists() else {}
+
+
+def _earlier_commands(plan: Plan, kept: set[str], earlier: dict[str, Any]) -> list[dict[str, Any]]:
+    """The commands without which runs of `kept` would not be there, oldest first, each with those runs.
+
+    A run that several commands ask for is the newest one's.
+    """
+    older = earlier.get("earlier_commands", [])
+    of_older = {run for entry in older for run in entry["runs"]}
+    last = {"command": earlier.get("command"), "runs": [run for run in earlier.get("runs", []) if run not in of_older]}
+    mine = {spec.run_id for spec in plan.specs}
+    left = [entry | {"runs": [run for run in entry["runs"] if run in kept - mine]} for entry in (*older, last)]
+    return [entry for entry in left if entry["runs"]]
 
 
 def _label(spec: RunSpec) -> str:

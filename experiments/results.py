@@ -170,7 +170,7 @@ def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
 
 
 def about(results: SuiteResults) -> str:
-    """The command, the split's hash, how many of the runs made here have ended, and what they ran on."""
+    """The commands, the split's hash, how many of the runs made here have ended, and what they ran on."""
     archive = results.folder
     runs = [run for run in results.runs if run.origin is None and run.state != "left out"]
     finished = sum(run.state == "finished" for run in runs)
@@ -178,8 +178,9 @@ def about(results: SuiteResults) -> str:
     machines = sorted(
         {f"{run.env['processor']} ({run.env.get('instructions')})" for run in runs if "processor" in run.env}
     )
+    commands = "; ".join(f"`{command}`" for command in results.commands)
     return (
-        f"`{results.command}`, split `{results.split_hash}`: {finished} of {len(runs)} runs, "
+        f"{commands}, split `{results.split_hash}`: {finished} of {len(runs)} runs, "
         f"{hours:.1f} hours of trials{' on ' * bool(machines)}{' and '.join(machines)}; archive "
         f"`{archive.relative_to(archive.parents[2])}`."
     )

@@ -63,7 +63,7 @@ class SuiteResults:
     title: str
     profile: str
     split_hash: str
-    command: str
+    commands: tuple[str, ...]  # that made its runs, the newest last
     phantom: bool
     data: dict[str, Path]
     methods: dict[str, str]
@@ -127,7 +127,7 @@ def load_suite(suite_dir: Path) -> SuiteResults:
         title=suite["title"],
         profile=suite["profile"],
         split_hash=suite["split_hash"],
-        command=suite["command"],
+        commands=(*(earlier["command"] for earlier in suite.get("earlier_commands", [])), suite["command"]),
         phantom=bool(suite["phantom"]),
         data={name: Path(folder) for name, folder in suite["data"].items()},
         methods=methods,

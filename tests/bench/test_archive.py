@@ -64,9 +64,11 @@ def test_nothing_in_it_is_large_or_names_a_place_on_this_machine(suite, toy_runs
 )
 def test_the_command_names_no_folder_of_this_machine(copied, tmp_path, command, kept):
     suite = json.loads((copied / "suite.json").read_text())
-    (copied / "suite.json").write_text(json.dumps(suite | {"command": command}))
+    earlier = [{"command": command, "runs": suite["runs"][:1]}]
+    (copied / "suite.json").write_text(json.dumps(suite | {"command": command, "earlier_commands": earlier}))
     archive_suite(copied, tmp_path / "kept")
-    assert json.loads((tmp_path / "kept" / "suite.json").read_text())["command"] == kept
+    written = json.loads((tmp_path / "kept" / "suite.json").read_text())
+    assert [written["command"], written["earlier_commands"][0]["command"]] == [kept, kept]
 
 
 def test_the_same_command_goes_on_with_an_archive(bench, suite, toy_runs, tmp_path):

@@ -21,6 +21,7 @@ from bench.execute import run_state
 from bench.interface import FitSummary, Prediction
 from bench.methods import METHODS, MethodEntry
 from bench.plan import Request, choose, make_plan
+from reports.load import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,6 +135,27 @@ def test_the_runs_of_two_commands_stand_in_one_table(request_of, tmp_path, monke
     suite = json.loads((tmp_path / "runs" / "smoke-squares" / "suite.json").read_text())
     # a method of the suite stands before one from outside
     assert [run_id.split("-")[0] for run_id in suite["runs"]] == ["location_prior", "silent"]
+
+
+def test_a_suite_names_every_command_that_made_its_runs_and_no_other(request_of, tmp_path, monkeypatch, fast):
+    add(monkeypatch, "silent", Silent)
+    folder = tmp_path / "runs" / "smoke-squares"
+
+    def after(**changes):
+        request = request_of(**changes)
+        assert driver.run(request, console()) == 0
+        suite = json.loads((folder / "suite.json").read_text())
+        assert suite["command"] == request.command == load_suite(folder).commands[-1]
+        return [(entry["command"], entry["runs"]) for entry in suite["earlier_commands"]]
+
+    first, second = request_of(methods=("silent",)).command, request_of(seeds=(0, 1)).command
+    assert after(methods=("silent",)) == []
+    assert after() == [(first, [run.name for run in folder.glob("silent-*")])]
+    # the second asked for no run that the third does not ask for
+    assert [command for command, _ in after(seeds=(0, 1))] == [first]
+    assert [command for command, _ in after(seeds=(1,))] == [first, second]
+    assert load_suite(folder).commands[:2] == (first, second)
+    assert after(methods=("silent", "location_prior"), seeds=(0, 1)) == []
 
 
 def test_a_failed_trial_is_told_with_its_traceback_and_the_others_go_on(request_of, tmp_path, monkeypatch, fast):

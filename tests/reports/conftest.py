@@ -166,7 +166,7 @@ def results_of(records: pd.DataFrame, datasets: tuple[str, ...] = ()) -> SuiteRe
     keys = records[["method", "backbone", "seed"]].drop_duplicates().itertuples(index=False)
     runs = tuple(Run(f"{m}-{b}-{s}", Path("none"), m, b, s, "finished") for m, b, s in keys)
     data = {name: Path("none") for name in datasets}
-    texts = {"suite": "main", "title": "t", "profile": "laptop", "split_hash": SPLIT, "command": "c"}
+    texts = {"suite": "main", "title": "t", "profile": "laptop", "split_hash": SPLIT, "commands": ("c",)}
     return SuiteResults(
         folder=Path("none"),
         phantom=False,

@@ -81,7 +81,7 @@ def test_no_name_of_a_file_makes_an_element(build, tmp_path):
     suite = load_suite(build.suite(tmp_path, patients=2, slices=1, size=16))
 
     def page(text):
-        names = dict.fromkeys(("title", "command", "suite", "profile"), text)
+        names = dict.fromkeys(("title", "suite", "profile"), text) | {"commands": (text,)}
         runs = tuple(
             dataclasses.replace(run, error=text, env={"versions": {"x": text}, "z": text}) for run in suite.runs
         )

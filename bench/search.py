@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Fields of the recipe that leave the budget (steps, images, pixels) as it is.
-TUNABLE = ("learning_rate", "weight_decay", "warmup_steps", "clip_norm")
+TUNABLE = ("learning_rate", "weight_decay", "warmup_steps", "clip_norm", "beta2")
 ALIASES = {"lr": "learning_rate"}
 REDUCTION = 3  # about one configuration in so many goes on at a rung
 EXAMPLE = "--space lr=1e-4,1e-3 or --space lr=log:1e-5..1e-3"

@@ -48,6 +48,9 @@ class Recipe(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    # AdamW's for the squared gradients: the higher, the longer a part whose gradients were small takes too large steps
+    # after a large one
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False  # image features are computed again in the backward pass: less memory, slower
     validate_every: Count = 100  # steps
@@ -155,6 +158,7 @@ ADDED = (
     (None, "variant", None),
     (None, "tuning", None),
     ("recipe", "ema", 0.0),
+    ("recipe", "beta2", 0.999),
 )
 
 

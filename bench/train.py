@@ -68,7 +68,8 @@ class TrainedSegmenter:
         given = starting_point(model)
         model.to(device)
         model.image_encoder.recompute = recipe.gradient_checkpointing
-        optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=recipe.learning_rate, fused=True)
+        groups, betas = _parameter_groups(model, recipe), (0.9, recipe.beta2)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, recipe))
         sampling = SharedGenerator(device)
         sampling.manual_seed(seed)

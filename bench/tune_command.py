@@ -26,7 +26,7 @@ def tune(
         list[str] | None,
         typer.Option(
             help="What is searched, a field each: lr=1e-4,1e-3 or lr=log:1e-5..1e-3 (with --trials) of learning_rate "
-            "(lr), weight_decay, warmup_steps, clip_norm. Or paper, the grid of A.4. Default: the profile's.",
+            "(lr), weight_decay, warmup_steps, clip_norm, beta2. Or paper, the grid of A.4. Default: the profile's.",
             metavar="FIELD=VALUES",
         ),
     ] = None,

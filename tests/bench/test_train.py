@@ -5,6 +5,7 @@ from itertools import islice, pairwise
 import pytest
 import torch
 
+from bench.checkpoint import newest_checkpoint
 from bench.data.cache import decode, training_batches
 from bench.data.dataset import load_dataset, load_mask
 from bench.data.splits import make_splits
@@ -124,6 +125,15 @@ def test_equal_seeds_train_to_equal_weights(toy, tmp_path):
         method.fit(splits.train, splits.val, run_dir, Silent())
         weights.append(torch.load(run_dir / "model.pt", weights_only=True))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_optimizer_has_the_recipes_betas(toy, tmp_path):
+    splits = make_splits([load_dataset(toy)])
+    method = build("boltzformer", beta2=0.9, steps=2)
+    (tmp_path / "run").mkdir()
+    method.fit(splits.train, splits.val, tmp_path / "run", Silent())
+    _, state = newest_checkpoint(tmp_path / "run")
+    assert [group["betas"] for group in state["optimizer"]["param_groups"]] == [(0.9, 0.9)] * 2
 
 
 def test_patience_stops_and_the_best_weights_are_kept(toy, tmp_path, monkeypatch):

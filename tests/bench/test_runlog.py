@@ -88,11 +88,17 @@ def test_a_loss_that_is_no_number_is_a_gap_in_valid_json(tmp_path):
     assert sink.points == [(1, "val_dice", 0.5)]
 
 
-def test_progress_is_written_at_most_once_a_second_and_at_both_ends(tmp_path, monkeypatch):
-    now = [1000.0]
-    writes = []
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, in a list to be changed, and what has been written to progress.json."""
+    now, writes = [1000.0], []
     monkeypatch.setattr(runlog.time, "time", lambda: now[0])
     monkeypatch.setattr(runlog, "write_json", lambda path, value, durable: writes.append(value))
+    return now, writes
+
+
+def test_progress_is_written_at_most_once_a_second_and_at_both_ends(tmp_path, clock):
+    now, writes = clock
     log = RunLog(tmp_path)
     for step in range(1, 101):
         now[0] += 0.1
@@ -107,11 +113,8 @@ def test_progress_is_written_at_most_once_a_second_and_at_both_ends(tmp_path, mo
     assert writes[-1]["started"] == 1000.0
 
 
-def test_the_steps_of_all_experts_count_together_and_not_what_was_before_them(tmp_path, monkeypatch):
-    now = [1000.0]
-    writes = []
-    monkeypatch.setattr(runlog.time, "time", lambda: now[0])
-    monkeypatch.setattr(runlog, "write_json", lambda path, value, durable: writes.append(value))
+def test_the_steps_of_all_experts_count_together_and_not_what_was_before_them(tmp_path, clock):
+    now, writes = clock
     log = RunLog(tmp_path)
     for phase, step in (("prepare", 0), ("expert 1/2 liver", 10), ("expert 1/2 liver", 50), ("expert 2/2 spleen", 51)):
         now[0] += 100

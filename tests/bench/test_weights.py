@@ -242,7 +242,7 @@ def test_without_its_weights_a_row_stands_empty_with_the_reason(bench, squares, 
     status = run_state(suite.parent / run_id)
     assert (status["state"], status["error"]) == ("left out", NO_FILE)
     assert f"not run  biomedparse: {NO_FILE}" in done.stdout.split("Dice by data set")[1]
-    assert re.fullmatch(r"took     \d+ s", done.stdout.splitlines()[-1])
+    assert re.fullmatch(r"took     \d+ (s|min)", done.stdout.splitlines()[-1])
     report = suite.parent / "report"
     table = pd.read_csv(report / "main_table.csv", dtype=str, keep_default_na=False).set_index("method")
     row = table.loc["BiomedParse v1"].filter(regex="^(?!paper|data$)")  # "paper ...": what it published

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.estimate import format_seconds, schedule
+from bench.estimate import format_seconds, schedule, seed_by_seed
 from bench.execute import run_state
 from bench.spec import RunSpec
 
@@ -85,10 +86,9 @@ def time_left(progress: dict, expected: float, now: float) -> float:
 def suite_left(trials: Sequence[TrialState], lane_count: int) -> float:
     """Seconds until the last trial ends, running ones first, the waiting ones on the lanes that come free."""
     running = [trial.left or 0.0 for trial in trials if trial.state == "running"]
-    waiting = [trial for trial in trials if trial.state == "waiting"]
-    seeds = [trial.spec.seed for trial in trials]
-    waiting.sort(key=lambda trial: (seeds.index(trial.spec.seed), -(trial.left or 0.0)))  # as `running_order`
-    return schedule([*running, *(trial.left or 0.0 for trial in waiting)], lane_count)
+    waiting = [(trial.spec.seed, trial.left or 0.0) for trial in trials if trial.state == "waiting"]
+    in_order = seed_by_seed(waiting, itemgetter(0), itemgetter(1))
+    return schedule([*running, *(seconds for _, seconds in in_order)], lane_count)
 
 
 class Display:

@@ -8,9 +8,10 @@ the trials really do.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.environment import Hardware
 from bench.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 GIB = 2**30
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
@@ -204,25 +206,29 @@ def schedule(seconds: Sequence[float], lane_count: int) -> float:
 
 
 def running_order(specs: Sequence[RunSpec], splits: Splits | Workload, hardware: Hardware) -> list[RunSpec]:
-    """Seed by seed, so that what is stopped after one is a whole comparison; within a seed the longest first, so that
-    the lanes end close together (equal costs keep their order).
+    """The order in which trials begin: `seed_by_seed` of their estimates."""
+    return seed_by_seed(specs, lambda spec: spec.seed, lambda spec: estimate(spec, splits, hardware))
+
+
+def seed_by_seed(jobs: Sequence[Job], seed: Callable[[Job], int], seconds: Callable[[Job], float]) -> list[Job]:
+    """The seeds in the order in which they come, so that what is stopped after one is a whole comparison; within a seed
+    the longest first, so that the lanes end close together (equal costs keep their order).
     """
-    seeds = [spec.seed for spec in specs]  # in the order asked for
-    return sorted(specs, key=lambda spec: (seeds.index(spec.seed), -estimate(spec, splits, hardware)))
+    seeds = [seed(job) for job in jobs]
+    return sorted(jobs, key=lambda job: (seeds.index(seed(job)), -seconds(job)))
 
 
 def estimate_suite(specs: Sequence[RunSpec], splits: Splits | Workload, profile: Profile, hardware: Hardware) -> float:
     """Wall seconds for all trials on the profile's lanes in `running_order`; nnU-Net's experts spread over them."""
     work = splits if isinstance(splits, Workload) else workload_of(splits)
     count = lanes(profile, hardware)
-    jobs: list[tuple[int, float]] = []
-    seeds = [spec.seed for spec in specs]
+    jobs: list[tuple[int, float]] = []  # seed and seconds
     for spec in specs:
         spreads = isinstance(COSTS.get(spec.method), NnunetCost)
         shares = min(count, len(_images_of_models(spec, work))) if spreads else 1
         seconds = estimate(spec, work, hardware, workers_of(profile, hardware)) / shares
-        jobs += [(seeds.index(spec.seed), -seconds)] * shares
-    return schedule([-seconds for _, seconds in sorted(jobs)], count)
+        jobs += [(spec.seed, seconds)] * shares
+    return schedule([seconds for _, seconds in seed_by_seed(jobs, itemgetter(0), itemgetter(1))], count)
 
 
 def format_seconds(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,29 +16,21 @@ from bench.checkpoint import forget_checkpoints
 from bench.errors import UserError
 from bench.estimate import estimate, format_seconds, lanes, running_order, workers_of
 from bench.execute import Work, is_finished, leave_out, mark_interrupted, run_state
+from bench.inputs import generated_phantom, load, preflight
 from bench.lease import leased
-from bench.locks import lock_file, locked
-from bench.plan import (
-    Choice,
-    Plan,
-    Request,
-    choose,
-    make_plan,
-    phantom_folder,
-)
+from bench.locks import locked
+from bench.plan import Plan, Request, choose, make_plan, phantom_folder
 from bench.publish import publish_rest
 from bench.records import READABLE_VERSIONS, SCHEMA_VERSION
-from bench.show_plan import show, show_first, show_left_out, show_problems
+from bench.show_plan import show, show_first, show_left_out
 from bench.spec import RunSpec
 from bench.stopping import stoppable, terminable
 from bench.suite_folder import read_suite
-from bench.weights import WeightsFile, find_own_weights, find_weights
 from bench.write_suite import earlier_specs, write_suite
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.data.dataset import Dataset
     from bench.tracking import Tracker
 
 FAILED, USER_ERROR, STOPPED = 1, 2, 130
@@ -126,12 +117,12 @@ def prepare(request: Request, console: Console) -> Plan | None:
     """The plan on its data, with the phantom generated where it is wanted; None where data problems, told, stop it."""
     store(request)  # told before any work
     choice = choose(request)
-    sound, weights, own_weights = _preflight(request, choice, choice.folders, console)
+    sound, weights, own_weights = preflight(request, choice, choice.folders, console)
     if not sound:
         return None
     if not choice.folders and not phantom_folder(request, choice).is_dir():
         show_first(make_plan(choice, request, None), console)
-    datasets = _load(request, choice.folders or _phantom(request, choice, console))
+    datasets = load(request, choice.folders or generated_phantom(request, choice, console))
     plan = make_plan(choice, request, datasets, weights, own_weights)
     check_folder(plan, request.runs_dir)
     return plan
@@ -144,10 +135,10 @@ def prepare_dry(request: Request, console: Console) -> Plan | None:
     choice = choose(request)
     phantom = phantom_folder(request, choice)
     folders = choice.folders or (tuple(find_datasets([phantom])) if phantom.is_dir() else ())
-    sound, weights, own_weights = _preflight(request, choice, folders, console)
+    sound, weights, own_weights = preflight(request, choice, folders, console)
     if not sound:
         return None
-    plan = make_plan(choice, request, _load(request, folders) if folders else None, weights, own_weights)
+    plan = make_plan(choice, request, load(request, folders) if folders else None, weights, own_weights)
     if folders:
         check_folder(plan, request.runs_dir)
     return plan
@@ -223,65 +214,6 @@ def _with_kept(plan: Plan) -> Plan:
     }
     without = left_out(plan)
     return replace(plan, specs=tuple(kept.get(spec, spec) if spec in without else spec for spec in plan.specs))
-
-
-def _phantom(request: Request, choice: Choice, console: Console) -> list[Path]:
-    """The phantom's data set folders; generated where they are not there yet."""
-    from bench.data.phantom import PHANTOMS, generate
-    from bench.terminal import progress_bar
-
-    folder = phantom_folder(request, choice)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("a") as lock:
-        lock_file(lock)  # a second run waits, and then finds it there
-        for left in folder.parent.glob(f".{folder.name}-*"):  # by one that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with progress_bar(console, "generating the phantom") as on_progress:
-            return generate(
-                folder,
-                choice.profile.phantom,
-                choice.profile.objects,
-                on_progress=on_progress,
-                difficulty=PHANTOMS[choice.phantom],
-            )
-
-
-def _load(request: Request, folders: Sequence[Path]) -> list[Dataset]:
-    from bench.data.dataset import load_dataset
-
-    # whoever wrote a splits.json has settled what to do with patients on both sides
-    return [load_dataset(folder, allow_leaks=request.splits is not None) for folder in folders]
-
-
-def _preflight(
-    request: Request, choice: Choice, folders: Sequence[Path], console: Console
-) -> tuple[bool, WeightsFile | None, dict[str, WeightsFile]]:
-    """Looks at data sets and weights, so that all their problems are told at once: whether all is sound, the weights of
-    what the decoders share, and those of single methods.
-    """
-    broken = _report_problems(folders, console, request.splits is not None)
-    try:
-        weights = None if request.backbone_weights is None else find_weights(request.backbone_weights, choice)
-        return not broken, weights, find_own_weights(request.weights, choice)
-    except UserError as error:
-        if not broken:
-            raise
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return False, None, {}
-
-
-def _report_problems(folders: Sequence[Path], console: Console, leaks_settled: bool) -> bool:
-    """Shows every data problem; whether one of them stops the run."""
-    from bench.data.check import check_datasets
-    from bench.data.dataset import LEAKS
-
-    problems = [p for p in check_datasets(folders) if not (leaks_settled and p.kind in LEAKS)]
-    fatal = any(problem.fatal for problem in problems)
-    if problems:
-        show_problems(problems, console)
-        if not fatal:
-            console.print("none of these stops the run", highlight=False)
-    return fatal
 
 
 def store(request: Request) -> str:

@@ -93,7 +93,8 @@ def build_report(suite_dir: Path, out: Path | None = None, paper: bool = True) -
     duplicate records, and an `out` that cannot be written.
     """
     everything = load_suite(Path(suite_dir))
-    results, waiting = everything.on_common_seeds(), seeds_to_come(everything)
+    results = everything.on_common_seeds()
+    waiting = seeds_to_come(everything, results)
     out = Path(out) if out is not None else Path(suite_dir) / "report"
     grid = check_grid(results)
     scores = score(results.records, grid)
@@ -298,9 +299,11 @@ def commit_of(env: Mapping[str, Any]) -> str:
     return str(git.get("commit") or MISSING)[:10] + (" and changes" if git.get("dirty") else "")
 
 
-def seeds_to_come(everything: SuiteResults) -> tuple[str, ...]:
-    """A line on the seeds that the tables leave out, where they leave out any."""
-    kept = {run.seed for run in everything.on_common_seeds().runs}
+def seeds_to_come(everything: SuiteResults, results: SuiteResults) -> tuple[str, ...]:
+    """A line on the seeds of the suite that `results`, what the tables are made of, leave out; none where they hold
+    all.
+    """
+    kept = {run.seed for run in results.runs}
     later = [run for run in everything.runs if run.seed not in kept and run.state != "left out"]
     if not later:
         return ()

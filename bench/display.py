@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TICK = 0.5  # seconds between two looks at the folders
 PLAIN_INTERVAL = 30.0  # seconds between two lines of a trial where there is no terminal
 DONE = ("finished", "failed")
+PACE_AFTER = 30.0  # seconds of a phase until its pace is believed
 PREDICT_SHARE = 0.1  # of a trial's time is taken to follow its training, where nothing better is known
 
 
@@ -35,6 +37,7 @@ class TrialState:
     step: int = 0
     total: int = 0
     left: float | None = None
+    training: float | None = None  # all of it, by its pace until now
     val_dice: float | None = None
     seconds: float | None = None
     error: str | None = None
@@ -64,6 +67,7 @@ def read_trial(spec: RunSpec, suite_dir: Path, expected: float, now: float) -> T
         trial.phase, trial.step, trial.total = progress["phase"], progress["step"], progress["total"]
         trial.seconds = now - progress["started"]
         trial.left = time_left(progress, expected, now)
+        trial.training = training_time(progress)
     return trial
 
 
@@ -79,8 +83,17 @@ def time_left(progress: dict, expected: float, now: float) -> float:
     if not progress["phase"].startswith(("train", "expert")):
         return by_pace
     by_pace += PREDICT_SHARE * expected
-    trust = min(1.0, spent / 30)
+    trust = min(1.0, spent / PACE_AFTER)
     return trust * by_pace + (1 - trust) * rest
+
+
+def training_time(progress: dict) -> float | None:
+    """Seconds from the first step to the last at the pace until now; None for one that is young or does not train."""
+    done = progress["step"] - progress["phase_first_step"]
+    spent = progress["updated"] - progress["phase_started"]
+    if progress["phase"] != "train" or done < 3 or spent < PACE_AFTER:
+        return None
+    return progress["total"] * spent / done
 
 
 def suite_left(trials: Sequence[TrialState], lane_count: int) -> float:
@@ -107,6 +120,7 @@ class Display:
         self.console, self.suite_dir, self.specs = console, suite_dir, list(specs)
         self.expected, self.lane_count, self.title = expected, lane_count, title
         self.started = time.time()
+        self._paces: dict[str, float] = {}  # of trials that trained: run id -> what it takes over what was estimated
         self._told: dict[str, tuple[str, float]] = {}  # plain lines: run id -> state and when
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="display", daemon=True)
@@ -122,9 +136,17 @@ class Display:
         self._thread.join()
 
     def trials(self) -> list[TrialState]:
-        """The state of every trial now."""
+        """The state of every trial now. One that cannot tell yet is taken to need as much more than its estimate as the
+        others do: a machine is slower or faster than the one that was measured for all of them.
+        """
         now = time.time()
-        return [read_trial(spec, self.suite_dir, self.expected[spec.run_id], now) for spec in self.specs]
+        pace = statistics.median(self._paces.values()) if self._paces else 1.0
+        trials = [read_trial(spec, self.suite_dir, pace * self.expected[spec.run_id], now) for spec in self.specs]
+        for trial in trials:
+            if trial.training is not None:
+                estimate = (1 - PREDICT_SHARE) * self.expected[trial.spec.run_id]
+                self._paces[trial.spec.run_id] = trial.training / estimate
+        return trials
 
     def _watch(self) -> None:
         if not self.console.is_terminal:

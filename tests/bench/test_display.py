@@ -111,6 +111,21 @@ def test_in_a_log_a_trials_end_says_how_far_the_suite_is(tmp_path):
     assert output.getvalue() == "sam hiera_xt seed 0: finished after 4 s (1 of 2 trials; about 10 min left)\n"
 
 
+def test_waiting_trials_are_as_much_slower_than_their_estimate_as_those_that_train(tmp_path):
+    specs = [SPECS[0].model_copy(update={"seed": seed}) for seed in range(3)]
+    display = Display(Console(file=io.StringIO()), tmp_path, specs, {s.run_id: 600.0 for s in specs}, 1, "smoke")
+    assert [trial.left for trial in display.trials()] == [600.0] * 3
+    now = time.time()
+    for step, factor in ((1, 1), (30, 2)):  # one step has no pace; 30 of 100 in 324 s: 18 minutes, 9 estimated
+        write_status(tmp_path, specs[0], state="running")
+        state = progress(step=step, started=now - 324, phase_started=now - 324, updated=now)
+        (tmp_path / specs[0].run_id / "progress.json").write_text(json.dumps(state))
+        display.trials()
+        assert display.trials()[1].left == pytest.approx(600 * factor)
+    write_status(tmp_path, specs[0], state="finished", seconds=1.0)
+    assert [trial.left for trial in display.trials()] == pytest.approx([0.0, 1200.0, 1200.0])
+
+
 def test_on_a_terminal_the_table_lives_and_ends_with_the_last_state(tmp_path):
     output = io.StringIO()
     console = Console(file=output, width=120, height=40, force_terminal=True, color_system=None)

@@ -16,6 +16,7 @@ from bench.atomic import read_json, write_json
 from bench.errors import UserError
 from bench.search import TUNABLE
 from bench.spec import Frozen, Recipe, RunSpec
+from bench.suite_folder import first_fault
 
 TUNED = "tuned-{}-{}.json"  # method, backbone
 AGAIN = "run `bench tune` again"
@@ -75,9 +76,7 @@ def read_tuned(folder: Path) -> dict[tuple[str, str], Tuned]:
             if tuned.base.recipe is not None:
                 with_tuning(tuned.base, tuned)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{file} is no result of `bench tune` ({where}: {first['msg']}): {AGAIN}") from None
+            raise UserError(f"{file} is no result of `bench tune`: it {first_fault(error)}: {AGAIN}") from None
         if other := set(tuned.best) - set(TUNABLE):
             raise UserError(f"{file} would change {min(other)}, which is not tuned: {AGAIN}")
         found[tuned.base.method, tuned.base.backbone] = tuned

@@ -38,7 +38,7 @@ MARGIN = 1.0  # points of Dice: "enough" is to lose no more
 MISSES = 1.4  # percent; section 4.2
 CHANCE = 0.025  # of none seen: the upper end of the exact two-sided 95% interval of a share (Clopper and Pearson)
 LEARNED = 5.0  # points of Dice
-MOST = 1e6  # times the patients or seeds that there are; what would need more is not to be had
+MOST = 100.0  # times the patients or seeds that there are; what would need more is not to be had
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,10 @@ def _needed(found: Measured, bound: float) -> str:
     if distance <= 1e-9 * half:
         return "no effect to decide"
     if effect.spread is None:
-        return f"some {_rounded(found.patients * (half / distance) ** 2)} patients would decide"
+        times = (half / distance) ** 2
+        if times > MOST:
+            return f"over {MOST:.0f} times the patients would be needed"
+        return f"some {_rounded(found.patients * times)} patients would decide"
 
     def enough(patients: float, seeds: float) -> bool:
         """Whether so many times the patients and the seeds decide."""
@@ -233,18 +236,19 @@ def _needed(found: Measured, bound: float) -> str:
     if told:
         return f"some {' or '.join(told)} would decide"
     both = _least(lambda times: enough(times, times))
+    if both is None:
+        return f"over {MOST:.0f} times the patients and seeds would be needed"
     told = [f"{_rounded(number * both)} {what}" for what, number in numbers.items()]
     return f"some {' with '.join(told)} would decide"
 
 
 def _least(enough: Callable[[float], bool]) -> float | None:
-    """The least multiple from 1 on, to a hundredth, for which `enough` holds; None where no multiple is."""
-    high = 1.0
+    """The least multiple from 1 on, to a hundredth, for which `enough` holds; None where none up to MOST is."""
+    low = high = 1.0
     while not enough(high):
-        high *= 2
-        if high > MOST:
+        if high >= MOST:
             return None
-    low = high / 2
+        low, high = high, min(2 * high, MOST)
     while high - low > 0.01 * low:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)

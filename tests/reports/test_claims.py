@@ -28,6 +28,8 @@ PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned":
         (2, -2, 6, "more", "undecided: some 400 patients would decide"),  # twice the precision: four times as many
         (-2, -6, 2, "more", "undecided: some 400 patients would decide"),
         (0, -1, 1, "more", "undecided: no effect to decide"),
+        (0.3, -1.7, 2.3, "more", "undecided: some 4,500 patients would decide"),
+        (0.1, -1.9, 2.1, "more", "undecided: over 100 times the patients would be needed"),
         (-0.2, -0.7, 0.3, "no less", "supported"),
         (-3, -5, -1.5, "no less", "contradicted"),
         (0, -4, 4, "no less", "undecided: some 1,600 patients would decide"),
@@ -63,6 +65,7 @@ def seeds_of(effect, patient_se, sd, seeds, freedom=None):
         (2.2, 1, 1, None, "undecided: some 130 patients or 5 seeds would decide"),
         # t(15) falls short with the patients there are, and so do any patients with three seeds
         (1, 1, 1, None, "undecided: some 520 patients with 16 seeds would decide"),
+        (0.01, 1, 1, None, "undecided: over 100 times the patients and seeds would be needed"),
     ],
 )
 def test_seeds_are_a_part_of_the_interval(effect, patient_se, sd, freedom, expected):

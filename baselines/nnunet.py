@@ -163,6 +163,7 @@ class Nnunet:
             if expert["name"] not in waiting:
                 for point in read_summary(self._folder / expert["name"], expert["key"])["curve"]:
                     log_point(expert["name"], point)
+        log.progress("waiting", sum(done.values()), iterations * len(experts))  # for a core, beside other trials
         begun, phase = len(experts) - len(missing), ""
         for event in self._run("fit", missing):
             name = event["expert"]

@@ -72,7 +72,11 @@ def read_trial(spec: RunSpec, suite_dir: Path, expected: float, now: float) -> T
 
 
 def time_left(progress: dict, expected: float, now: float) -> float:
-    """Seconds a running trial still needs: by the pace of its phase, by the estimate while it is young."""
+    """Seconds a running trial still needs: by the pace of its phase, by the estimate while it is young. What it waits
+    for a core is not known.
+    """
+    if progress["phase"] == "waiting":
+        return expected
     rest = max(expected - (now - progress["started"]), 0.0)
     done = progress["step"] - progress["phase_first_step"]
     spent = progress["updated"] - progress["phase_started"]

@@ -30,7 +30,7 @@ class Recorder:
         self.phases, self.curves = [], []
 
     def progress(self, phase, step, total):
-        assert 0 < step <= total
+        assert 0 <= step <= total and (step or phase == "waiting")
         self.phases.append(phase)
 
     def metrics(self, step, **values):
@@ -127,7 +127,8 @@ def test_summary_and_log_tell_what_was_spent(trained):
     assert log.curves[0][1]["learning_rate"] == pytest.approx(0.01)
     # PolyLR: (1 - epoch / epochs) ** 0.9
     assert log.curves[2][1]["learning_rate"] == pytest.approx(0.01 * (1 / 3) ** 0.9)
-    assert {phase.split()[1] for phase in log.phases} == {"1/3", "2/3", "3/3"}
+    assert log.phases[0] == "waiting"
+    assert {phase.split()[1] for phase in log.phases[1:]} == {"1/3", "2/3", "3/3"}
 
 
 def test_summary_tells_what_was_given_and_what_it_costs(trained):

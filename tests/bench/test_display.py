@@ -43,6 +43,8 @@ def test_the_pace_of_a_phase_tells_the_time_left():
 
 
 def test_what_a_trial_waited_before_its_experts_is_no_part_of_their_pace():
+    state = progress("waiting", step=0, updated=0.0)
+    assert time_left(state, expected=400.0, now=300.0) == 400.0
     state = progress("expert 3/4 nodule", step=50, total=100, phase_started=60.0, updated=110.0)
     assert time_left(state, expected=400.0, now=110.0) == pytest.approx(50 + 40)
 

@@ -262,61 +262,14 @@ def test_threads_are_the_parent_s(monkeypatch):
     assert thread_count() == 3
 
 
-COMPARE = """
-import json, os, sys
-from pathlib import Path
-import numpy as np
-
-if __name__ == "__main__":
-    from baselines.nnunet_data import prepare, write_raw
-    from baselines.nnunet_worker import set_environment
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprints, plan_experiments, preprocess)
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-
-    job = json.loads(Path(sys.argv[1]).read_text())
-    set_environment(job)
-    for name in ("raw", "preprocessed", "results"):
-        Path(os.environ["nnUNet_" + name]).mkdir(parents=True)
-    expert = job["experts"][0]
-    folder = Path(os.environ["nnUNet_preprocessed"]) / expert["name"]
-    write_raw(expert)
-
-    def read():
-        data = folder / "nnUNetPlans_2d"
-        cases = {}
-        for case in nnUNetDatasetBlosc2.get_identifiers(str(data)):
-            image, seg, _, properties = nnUNetDatasetBlosc2(str(data)).load_case(case)
-            cases[case] = image[:], seg[:], properties["class_locations"][1]
-        plans = json.loads((folder / "nnUNetPlans.json").read_text())
-        return cases, plans
-
-    # the real commands first: the worker then replaces their pools
-    extract_fingerprints([1], num_processes=1, check_dataset_integrity=True)
-    plan_experiments([1], gpu_memory_target_in_gb=8)
-    preprocess([1], configurations=["2d"], num_processes=[1])
-    real_cases, real_plans = read()
-    prepare(expert, job["budget"], processes=0)
-    cases, plans = read()
-    assert set(cases) == set(real_cases) == {case["id"] for case in expert["cases"]}
-    for case, arrays in cases.items():
-        for ours, theirs in zip(arrays, real_cases[case], strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    statistics = "foreground_intensity_properties_per_channel"
-    ours, theirs = plans.pop(statistics), real_plans.pop(statistics)
-    assert plans == real_plans
-    np.testing.assert_allclose(ours["0"]["mean"], theirs["0"]["mean"], rtol=0.01)
-    print("equal")
-"""
-
-
 def in_child(script: str, job: dict, folder: Path) -> None:
-    """Runs a script on a job; it prints "equal" at its end. nnU-Net reads its environment when it is imported."""
+    """Runs a script beside this file on a job; it prints "equal" at its end. nnU-Net reads its environment when it is
+    imported.
+    """
     (folder / "job.json").write_text(json.dumps(job))
-    (folder / "compare.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(folder / "compare.py"), str(folder / "job.json")],
+        [sys.executable, str(Path(__file__).with_name(script)), str(folder / "job.json")],
         env=environment,
         capture_output=True,
         text=True,
@@ -329,94 +282,8 @@ def test_in_process_preparation_equals_the_real_commands(tmp_path):
     train, val, _ = make_samples(tmp_path / "data")
     budget = NnunetBudget(epochs=1, iterations_per_epoch=1)
     expert = plan_experts(train, val, budget, 0)[0]
-    in_child(
-        COMPARE, {"scratch": str(tmp_path), "threads": 1, "budget": budget.model_dump(), "experts": [expert]}, tmp_path
-    )
-
-
-BY_HAND = """
-import json, os, sys
-from pathlib import Path
-import numpy as np
-import torch
-from PIL import Image
-
-if __name__ == "__main__":
-    from baselines import nnunet_worker as worker
-    from baselines.nnunet_data import label_map, read_image, work_serially, write_raw
-    from baselines.nnunet_segmenter import ExpertSegmenter, find_postprocessing
-
-    job = json.loads(Path(sys.argv[1]).read_text())
-    worker.set_environment(job)
-    for name in ("raw", "preprocessed", "results"):
-        Path(os.environ["nnUNet_" + name]).mkdir(parents=True)
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    # prediction: nnU-Net's own, from its own folder of a trained model, file to file
-    folder, image, ours = Path(job["expert"]), job["image"], np.asarray(Image.open(job["mask"])) > 0
-    model = Path(job["scratch"]) / "model"
-    (model / "fold_0").mkdir(parents=True)
-    for name in ("plans.json", "dataset.json"):
-        (model / name).write_text((folder / name).read_text())
-    weights = torch.load(folder / "weights.pt", weights_only=True)
-    checkpoint = {"trainer_name": "nnUNetTrainerNoMirroring", "init_args": {"configuration": "2d"},
-                  "network_weights": weights, "inference_allowed_mirroring_axes": None}
-    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
-    predictor = nnUNetPredictor(tile_step_size=job["tile_step"], device=torch.device("cpu"))
-    predictor.initialize_from_trained_model_folder(str(model), (0,))
-    predictor.predict_from_files_sequential([[image]], [str(model / "out")])
-    assert json.loads((folder / "postprocessing.json").read_text()) == []
-    np.testing.assert_array_equal(np.asarray(Image.open(model / "out.png")) == 1, ours)
-    assert ours.any()
-
-    # postprocessing: chosen where a speck is all that is wrong, not where nothing is; then it takes the speck away
-    expert = job["experts"][0]
-    work_serially()
-    write_raw(expert)
-    segmenter = ExpertSegmenter(folder, job["tile_step"])
-
-    class Perfect:
-        predictor, speck = segmenter.predictor, 0
-
-        def __call__(self, image):
-            case = next(c for c in expert["cases"] if np.array_equal(read_image(c["image_file"]), image))
-            labels = label_map(case["masks"], expert["objects"])
-            labels[0, :2] = self.speck
-            return labels
-
-    found = Perfect()
-    assert find_postprocessing(expert, found, 0) == []
-    found.speck = 1
-    (step,) = find_postprocessing(expert, found, 0)
-    worker.write_json(folder / "postprocessing.json", [step])
-    cleaning = ExpertSegmenter(folder, job["tile_step"])
-    case = expert["cases"][-1]
-    labels = found(read_image(case["image_file"]))
-    cleaning.predictor.predict_single_npy_array = lambda *_: labels[None]
-    found.speck = 0
-    pixels = read_image(case["image_file"])
-    np.testing.assert_array_equal(cleaning(pixels), found(pixels))
-
-    # split: nnU-Net's trainer with one case less than ours, as with any other, is an error
-    real = worker.prepare
-
-    def other_split(expert, budget, processes):
-        plans = real(expert, budget, processes)
-        file = Path(os.environ["nnUNet_preprocessed"]) / expert["name"] / "splits_final.json"
-        (split,) = json.loads(file.read_text())
-        file.write_text(json.dumps([{**split, "train": split["train"][1:]}]))
-        return plans
-
-    worker.prepare = other_split
-    try:
-        worker.train(expert, job, lambda *_, **__: None)
-    except RuntimeError as error:
-        assert "its split: nnU-Net has other cases" in str(error), error
-    else:
-        raise AssertionError("trained on another split")
-    assert not (Path(job["folder"]) / expert["name"] / "weights.pt").exists()
-    print("equal")
-"""
+    job = {"scratch": str(tmp_path), "threads": 1, "budget": budget.model_dump(), "experts": [expert]}
+    in_child("nnunet_preparation.py", job, tmp_path)
 
 
 @pytest.mark.slow
@@ -433,4 +300,4 @@ def test_prediction_postprocessing_and_split_are_nnunet_s_own(trained, tmp_path)
     job = {"scratch": str(tmp_path / "scratch"), "threads": 1, "processes": 0, "tile_step": 0.75, "seed": 3}
     job |= {"expert": str(kept), "image": str(sample.image_file), "mask": str(tmp_path / "mask.png")}
     job |= {"postprocess": True, "folder": str(tmp_path / "none"), "budget": BUDGET.model_dump(), "experts": [expert]}
-    in_child(BY_HAND, job, tmp_path)
+    in_child("nnunet_prediction.py", job, tmp_path)

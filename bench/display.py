@@ -78,12 +78,11 @@ def time_left(progress: dict, expected: float, now: float) -> float:
     if progress["phase"] == "waiting":
         return expected
     rest = max(expected - (now - progress["started"]), 0.0)
-    done = progress["step"] - progress["phase_first_step"]
-    spent = progress["updated"] - progress["phase_started"]
-    if done < 3 or spent <= 0:
+    pace, spent = pace_of_phase(progress)
+    if pace is None:
         return rest
     # counts down between two writes of progress.json, too
-    by_pace = max((progress["total"] - progress["step"]) * spent / done - (now - progress["updated"]), 0.0)
+    by_pace = max((progress["total"] - progress["step"]) * pace - (now - progress["updated"]), 0.0)
     if not progress["phase"].startswith(("train", "expert")):
         return by_pace
     by_pace += PREDICT_SHARE * expected
@@ -91,13 +90,19 @@ def time_left(progress: dict, expected: float, now: float) -> float:
     return trust * by_pace + (1 - trust) * rest
 
 
-def training_time(progress: dict) -> float | None:
-    """Seconds from the first step to the last at the pace until now; None for one that is young or does not train."""
+def pace_of_phase(progress: dict) -> tuple[float | None, float]:
+    """Seconds a step of the phase takes, None before there are three of them, and seconds spent on it."""
     done = progress["step"] - progress["phase_first_step"]
     spent = progress["updated"] - progress["phase_started"]
-    if progress["phase"] != "train" or done < 3 or spent < PACE_AFTER:
+    return (spent / done if done >= 3 and spent > 0 else None), spent
+
+
+def training_time(progress: dict) -> float | None:
+    """Seconds from the first step to the last at the pace until now; None for one that is young or does not train."""
+    pace, spent = pace_of_phase(progress)
+    if progress["phase"] != "train" or pace is None or spent < PACE_AFTER:
         return None
-    return progress["total"] * spent / done
+    return progress["total"] * pace
 
 
 def suite_left(trials: Sequence[TrialState], lane_count: int) -> float:

@@ -13,7 +13,7 @@ from experiments.ablations import ABLATIONS
 from experiments.paper import PAPER_DEFAULTS, TABLES_3_TO_8
 from reports.aggregate import score, seed_scores
 from reports.cost import cost_table
-from reports.figures import COLORS, Drawing, drawing_of
+from reports.drawing import COLORS, Drawing, drawing_of
 from reports.grid import Grid, check_grid
 from reports.html import Picture
 from reports.load import SuiteResults

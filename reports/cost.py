@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from bench.fairness import COSTS
+from reports.drawing import Drawing, drawing_of, legend_below, style_of
 from reports.fairness import NONE
-from reports.figures import Drawing, drawing_of, style_of
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.statistics import Bootstrap
@@ -67,7 +67,7 @@ def cost_figure(table: Table, grid: Grid, bootstrap: Bootstrap) -> Drawing | Non
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Dice against cost" + (" (phantom data)" if table.phantom else ""), fontsize=10)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    legend_below(figure, *axes.get_legend_handles_labels())
     return drawing_of(figure)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from reports.aggregate import Scores
-from reports.figures import COLORS, Drawing, drawing_of, style_of
+from reports.drawing import COLORS, Drawing, drawing_of, legend_below, style_of
 from reports.grid import Grid
 from reports.modality import modalities_of
 from reports.statistics import LEVEL
@@ -177,8 +177,7 @@ def curve_figure(curves: pd.DataFrame, grid: Grid, phantom: bool) -> Drawing | N
             axes.set_title(part, fontsize=9, parse_math=False)
     panels[ALL_MASKS].set_xlabel("object area, % of the image (log)")
     panels[ALL_MASKS].set_ylabel("Dice, %")
-    handles, labels = panels[ALL_MASKS].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    legend_below(figure, *panels[ALL_MASKS].get_legend_handles_labels())
     title = "Dice against object area: local regression, 95% band over patients"
     figure.suptitle(f"{title} (phantom data)" if phantom else title, fontsize=10)
     return drawing_of(figure)

@@ -1,15 +1,11 @@
-"""The figures: Dice against size, training curves, and the masks of all methods on the same cases (Fig. 9).
-
-Matplotlib is imported on use and drawn through Figure objects, which render with Agg and keep no global
-state.
-"""
+"""The figures: Dice against size, training curves, and the masks of all methods on the same cases (Fig. 9)."""
 
 from __future__ import annotations
 
-import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +14,7 @@ from bench.data.dataset import load_image, load_mask
 from bench.errors import UserError
 from bench.records import decode_mask
 from reports.aggregate import Scores, record_dice
+from reports.drawing import COLORS, Drawing, drawing_of, legend_below, style_of, text_width
 from reports.grid import CASE, Grid
 from reports.load import Run, SuiteResults, load_predictions
 from reports.significance import Ranking
@@ -28,20 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, then Tol's, which the colour-blind can tell apart
-COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00",
-    "#882255", "#332288", "#44AA99", "#AA4499",
-)  # fmt: skip
-MARKERS = "osD^vP*X"
 TRUTH_COLOR, MASK_COLOR = "#ff2020", (0, 200, 83)
-
-
-class Drawing(NamedTuple):
-    """One figure in two file formats."""
-
-    png: bytes
-    svg: bytes
+LINE_OF_RANKS = 3.0  # inches between the names on both sides
+TITLE = 24  # characters over a panel of the overlays
 
 
 def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool) -> Drawing:
@@ -79,11 +65,6 @@ def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool
     return drawing_of(figure)
 
 
-def style_of(place: int) -> dict[str, str]:
-    """Colour and marker of the row at `place`, no two alike among 96."""
-    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[(place + place // len(COLORS)) % len(MARKERS)]}
-
-
 def curves(results: SuiteResults, phantom: bool) -> Drawing:
     """Train loss and validation Dice over the training, one line per run (the seeds of a method in one colour, each
     dashed in its own way), from history.jsonl.
@@ -117,7 +98,7 @@ def curves(results: SuiteResults, phantom: bool) -> Drawing:
                 dice.index, dice, label=label, linewidth=1.4, markersize=3.5,
                 marker=style_of(place)["marker"], **style,
             )  # fmt: skip
-    panels[0].set_ylabel("train loss, from its lowest (0) to its highest (100)")
+    panels[0].set_ylabel("train loss, lowest 0, highest 100")
     panels[1].set_ylabel("validation Dice, %")
     for axes in panels:
         axes.set_xlabel("share of the run's training, %")
@@ -133,10 +114,14 @@ def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) 
     names = [labels[place] for place in ranking.places]
     pairs = pd.DataFrame(ranking.pairs, index=names, columns=names)
     figure = Figure(figsize=(7.2, 1.2 + 0.28 * len(names)), layout="constrained")
+    figure.set_figwidth(max(7.2, LINE_OF_RANKS + 2 * text_width(figure, [f"{name} (0.0)" for name in names])))
     axes = figure.add_subplot()
     ranks = pd.Series(ranking.ranks, index=names)
     black, plain = {name: "black" for name in names}, {"parse_math": False}
-    drawn = critical_difference_diagram(ranks, pairs, ax=axes, color_palette=black, label_props=plain)
+    drawn = critical_difference_diagram(
+        ranks, pairs, ax=axes, color_palette=black, label_props=plain,
+        label_fmt_left="{label} ({rank:.1f})", label_fmt_right="({rank:.1f}) {label}",
+    )  # fmt: skip
     for (bar,) in drawn["crossbars"]:
         bar.set_xdata(np.sort(bar.get_xdata()))  # drawn in the order of a set of names: another in each process
     axes.set_title("Mean rank over patients" + (" (phantom data)" if phantom else ""), fontsize=10)
@@ -215,7 +200,8 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[Drawing
                 number = dice.get((run.method, run.backbone, run.seed, *(getattr(case, name) for name in CASE)))
                 title = "Dice -" if number is None or np.isnan(number) else f"Dice {number:.1f}"
             _show(axes, image, truth, mask, box)
-            axes.set_title(f"{row.label}\n{title}", fontsize=7, parse_math=False)
+            name = textwrap.fill(row.label, TITLE)
+            axes.set_title(f"{name}\n{title}", fontsize=7, parse_math=False)
     title = "Masks in green, truth outlined red; white frame: the part shown beside"
     figure.suptitle(f"{title} (phantom data)" if results.phantom else title, fontsize=9)
     return drawing_of(figure), notes
@@ -305,22 +291,6 @@ def _finish(figure: Figure, panels: list[Axes], title: str, phantom: bool, drawn
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        legend_below(figure, list(handles.values()), list(handles))
     if not drawn:
         panels[0].text(0.5, 0.5, "nothing to draw yet", ha="center", transform=panels[0].transAxes)
-
-
-def drawing_of(figure: Figure) -> Drawing:
-    """The figure as PNG and as SVG with text as text, the same bytes every time."""
-    import matplotlib
-
-    # names of methods are data: a dollar sign in one is no formula
-    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
-    for text in [text for legend in legends for text in legend.get_texts()]:
-        text.set_parse_math(False)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
-    figure.set_layout_engine("none")  # everything stays where the PNG has it, and is not laid out again
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "boltzbench"}):
-        figure.savefig(svg, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
-    return Drawing(png.getvalue(), svg.getvalue())

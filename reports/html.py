@@ -11,7 +11,7 @@ from importlib import resources
 
 from bench.spec import flatten
 from reports.cases import Case
-from reports.figures import Drawing
+from reports.drawing import Drawing
 from reports.load import Run, SuiteResults
 from reports.strata import BINS
 from reports.tables import Table, to_html

@@ -20,7 +20,8 @@ from scipy import ndimage
 from bench.atomic import write_file
 from bench.errors import UserError
 from bench.limits import load_arrays
-from reports.figures import TRUTH_COLOR, Drawing, drawing_of, read_case
+from reports.drawing import Drawing, drawing_of
+from reports.figures import TRUTH_COLOR, read_case
 
 if TYPE_CHECKING:
     from reports.load import Run, SuiteResults

@@ -168,7 +168,8 @@ def to_rich(table: Table) -> rich.table.Table:
     shown = RichTable(title=title, caption=notes, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown_columns = [column.narrow for column in table.columns]
     for column in compress(table.columns, shown_columns):
-        shown.add_column(Text(column.header), justify="left" if column.digits is None else "right", no_wrap=True)
+        words = column.digits is None  # which a narrow terminal may fold; a number that is cut is another number
+        shown.add_column(Text(column.header), justify="left" if words else "right", no_wrap=not words)
     for row in cells(table):
         styles = [" ".join(["bold"] * cell.bold + ["underline"] * cell.underline) for cell in row]
         texts = [Text(cell.text, style=style) for cell, style in zip(row, styles, strict=True)]

@@ -216,7 +216,7 @@ def figure(frame: pd.DataFrame) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    from reports.figures import COLORS, MARKERS
+    from reports.drawing import COLORS, MARKERS
 
     scope = next(s for s in ("attention", "decoder", "model", "harness") if (frame["scope"] == s).any())
     shown = frame[(frame["scope"] == scope) & (frame["dtype"] == "fp32") & (frame["prompts"] == 1)]

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reports.cases import Case, Overlay
-from reports.figures import Drawing
+from reports.drawing import Drawing
 from reports.html import Picture, environment_lines, render
 from reports.load import load_suite
 from reports.tables import Column, Table

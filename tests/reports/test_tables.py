@@ -112,6 +112,18 @@ def test_terminal_shows_the_cells():
         assert all(text in shown for text in text_of(row))
 
 
+def test_a_terminal_that_is_too_narrow_folds_words_and_never_cuts_numbers():
+    table = example()
+    table.frame["name"] = [f"query ensemble only, of row {place}" for place in range(4)]
+    console = Console(width=44, file=io.StringIO())
+    console.print(to_rich(table))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    for row in cells(table):
+        assert all(text in shown for text in text_of(row)[1:])
+        assert all(word in shown for word in row[0].text.split())
+
+
 @pytest.mark.parametrize("form", [to_markdown, to_html, to_csv])
 def test_phantom_is_said_in_every_form(form):
     assert "phantom" in form(example()) and "phantom" not in form(example(phantom=False))

@@ -155,12 +155,17 @@ def ledger(claims: Mapping[str, pd.DataFrame]) -> str:
 
 
 def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
-    """The averages of several reports in one Markdown table, a column for each: where -> its seeds.csv."""
+    """The averages of several reports in one Markdown table, a column for each: where -> its seeds.csv.
+
+    The standard error is over patients and seeds, with one seed over patients.
+    """
     if not seeds:
         raise UserError(NO_ARCHIVE)
     keys = {where: f"mean {where}" for where in seeds}
     frames = [
-        frame.set_index("label")[["mean", "se"]].rename(columns={"mean": keys[where], "se": f"{where} SE"})
+        frame.assign(**{keys[where]: frame["mean"], f"{where} SE": frame["se"].fillna(frame["patient_se"])})
+        .set_index("label")
+        .loc[:, [keys[where], f"{where} SE"]]
         for where, frame in seeds.items()
     ]
     frame = pd.concat(frames, axis=1).rename_axis("label").reset_index()

@@ -108,14 +108,19 @@ def test_ledgers_of_several_reports_are_one_table():
 
 
 def test_averages_of_several_reports_stand_side_by_side():
-    first = pd.DataFrame({"label": ["A", "B"], "mean": [68.44, 67.6], "se": [0.821, 0.92], "seeds": [3, 3]})
-    second = pd.DataFrame({"label": ["B", "C"], "mean": [30.0, 29.0], "se": [1.0, None], "seeds": [1, 1]})
+    first = pd.DataFrame(
+        {"label": ["A", "B"], "mean": [68.44, 67.6], "patient_se": [0.7, 0.8], "se": [0.821, 0.92], "seeds": [3, 3]}
+    )
+    second = pd.DataFrame(
+        {"label": ["B", "C", "D"], "mean": [30.0, 29.0, None], "patient_se": [1.0, 1.1, None], "se": None, "seeds": 1}
+    )
     assert side_by_side({"CT": first, "phantom": second}).splitlines() == [
         "| Mean Dice (SE) | CT | phantom |",
         "| --- | ---: | ---: |",
         "| A | **68.4 (0.82)** | - |",
         "| B | 67.6 (0.92) | **30.0 (1.00)** |",
-        "| C | - | 29.0 |",
+        "| C | - | 29.0 (1.10) |",
+        "| D | - | - |",
     ]
 
 

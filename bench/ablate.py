@@ -15,8 +15,9 @@ MULTIPLE = 32  # px: what every backbone's image size is a multiple of
 def variants(ablation: Ablation, base: RunSpec, texts: Sequence[str] | None = None) -> dict[str, RunSpec]:
     """What a table shows for a value -> the spec of its run, in order.
 
-    The value that the profile has anyway is `base` itself, so that all ablations share its run. `texts`, of the command
-    line, replace the ablation's own values. UserError for a value that the field cannot have.
+    The value that the profile has anyway is `base` itself, so that all ablations share its run; it is among them
+    always, for the others are compared with it. `texts`, of the command line, replace the ablation's own values.
+    UserError for a value that the field cannot have.
     """
     part, name = ablation.field.split(".")
     holder = getattr(base, part)
@@ -31,6 +32,10 @@ def variants(ablation: Ablation, base: RunSpec, texts: Sequence[str] | None = No
             specs[label] = base
         else:
             specs[label] = base.model_copy(update={part: changed, "variant": f"{ablation.name}={label}"})
+    if base not in specs.values():
+        own = getattr(holder, name)
+        named = [f"{own} px"] if ablation.share else [label for label, value in ablation.values.items() if value == own]
+        specs[named[0] if named else str(own)] = base
     return specs
 
 

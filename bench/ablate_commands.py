@@ -26,7 +26,10 @@ def ablate(
     ],
     values: Annotated[
         str | None,
-        typer.Option(help="Other values than the paper's and ours, e.g. 0.1,1,4.", metavar="A,B"),
+        typer.Option(
+            help="Other values than the paper's and ours, e.g. 0.1,1,4; the profile's own is always added.",
+            metavar="A,B",
+        ),
     ] = None,
     suite: Annotated[
         str, typer.Option(help="The scale: smoke, or main for the profile that the hardware allows.")

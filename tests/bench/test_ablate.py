@@ -58,8 +58,16 @@ def test_values_of_the_command_line(base):
     assert variant_now(found["4"], ABLATIONS["temperature"], base) == found["4"]
     assert variants(ABLATIONS["samples"], base, ["2%"])["2%"].model.sampling_ratio == 0.02
     assert variants(ABLATIONS["prior"], base, ["unconditioned"])["unconditioned"].model.text_prior is False
-    (label,) = variants(ABLATIONS["size"], base, ["2"])
-    assert label == f"{2 * base.recipe.image_size} px"
+    label, own = variants(ABLATIONS["size"], base, ["2"])
+    assert label == f"{2 * base.recipe.image_size} px" and own == f"{base.recipe.image_size} px"
+
+
+def test_the_profiles_own_value_is_always_there_to_be_compared_with(base):
+    found = variants(ABLATIONS["attention"], base, ["full attention"])
+    assert list(found) == ["full attention", "boltzmann sampling"] and found["boltzmann sampling"] is base
+    assert variants(ABLATIONS["temperature"], base, ["3"])["1"] is base
+    odd = base.model_copy(update={"model": base.model.model_copy(update={"temperature": 0.7})})
+    assert variants(ABLATIONS["temperature"], odd, ["3"])["0.7"] is odd
 
 
 @pytest.mark.parametrize(

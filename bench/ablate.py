@@ -22,6 +22,9 @@ def variants(ablation: Ablation, base: RunSpec, texts: Sequence[str] | None = No
     part, name = ablation.field.split(".")
     holder = getattr(base, part)
     values = ablation.values if texts is None else {text: _parse(ablation, holder, name, text) for text in texts}
+    own = 1.0 if ablation.share else getattr(holder, name)
+    if own not in values.values():
+        values = values | {next((label for label, value in ablation.values.items() if value == own), str(own)): own}
     specs = {}
     for label, value in values.items():
         if ablation.share:
@@ -32,10 +35,6 @@ def variants(ablation: Ablation, base: RunSpec, texts: Sequence[str] | None = No
             specs[label] = base
         else:
             specs[label] = base.model_copy(update={part: changed, "variant": f"{ablation.name}={label}"})
-    if base not in specs.values():
-        own = getattr(holder, name)
-        named = [f"{own} px"] if ablation.share else [label for label, value in ablation.values.items() if value == own]
-        specs[named[0] if named else str(own)] = base
     return specs
 
 

@@ -43,11 +43,10 @@ def object_tokens(run_dir: Path, masks: int) -> pd.DataFrame:
         raise UserError(f"{run_dir} attends to every token: name a run of boltzformer or seem")
     device = next(model.parameters()).device
     size = method.recipe.image_size
-    targets = [(sample, place) for sample in splits.test for place in range(len(sample.targets))]
+    targets = [(sample, target) for sample in splits.test for target in sample.targets]
     found, layers = [], []
     for at in np.unique(np.linspace(0, len(targets) - 1, min(masks, len(targets))).round().astype(int)):
-        sample, place = targets[at]
-        target = sample.targets[place]
+        sample, target = targets[at]
         square = image_to_square(load_image(sample.image_file), size)
         mask = mask_to_square(load_mask(target.mask_file), size)
         generator = generator_for(sample.image_id, target.prompts[0], spec.seed, device)

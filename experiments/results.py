@@ -163,9 +163,9 @@ def side_by_side(seeds: Mapping[str, pd.DataFrame]) -> str:
         raise UserError(NO_ARCHIVE)
     keys = {where: f"mean {where}" for where in seeds}
     frames = [
-        frame.assign(**{keys[where]: frame["mean"], f"{where} SE": frame["se"].fillna(frame["patient_se"])})
-        .set_index("label")
-        .loc[:, [keys[where], f"{where} SE"]]
+        frame.set_index("label")
+        .assign(se=lambda rows: rows["se"].fillna(rows["patient_se"]))[["mean", "se"]]
+        .rename(columns={"mean": keys[where], "se": f"{where} SE"})
         for where, frame in seeds.items()
     ]
     frame = pd.concat(frames, axis=1).rename_axis("label").reset_index()

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 # Okabe and Ito's colours, then Tol's, which the colour-blind can tell apart
 COLORS = (
@@ -39,13 +41,10 @@ def style_of(place: int) -> dict[str, str]:
 
 def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """A legend under the panels, in as many columns as fit into the figure, which grows by what is many lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = _renderer(figure)
     for columns in range(LEGEND_COLUMNS, 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        _as_written(legend)  # before it is measured
         if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
             break
         legend.remove()
@@ -53,29 +52,38 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - LEGEND_LINES))
 
 
-def text_width(figure: Figure, texts: Sequence[str]) -> float:
+def text_width(texts: Sequence[str]) -> float:
     """Inches that the longest of `texts` takes at the common font size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure = Figure()
+    renderer = _renderer(figure)
     drawn = [figure.text(0, 0, text, parse_math=False) for text in texts]
-    widest = max((text.get_window_extent(renderer).width for text in drawn), default=0.0)
-    for text in drawn:
-        text.remove()
-    return widest / figure.dpi
+    return max((text.get_window_extent(renderer).width for text in drawn), default=0.0) / figure.dpi
 
 
 def drawing_of(figure: Figure) -> Drawing:
     """The figure as PNG and as SVG with text as text, the same bytes every time."""
     import matplotlib
 
-    # names of methods are data: a dollar sign in one is no formula
-    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
-    for text in [text for legend in legends for text in legend.get_texts()]:
-        text.set_parse_math(False)
+    for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
+        _as_written(legend)
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
     figure.set_layout_engine("none")  # everything stays where the PNG has it, and is not laid out again
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "boltzbench"}):
         figure.savefig(svg, format="svg", dpi=130, metadata={"Date": None, "Creator": None})
     return Drawing(png.getvalue(), svg.getvalue())
+
+
+def _as_written(legend: Legend) -> None:
+    """Names of methods are data: a dollar sign in one is no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _renderer(figure: Figure) -> RendererAgg:
+    """What measures texts before the figure is drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    return FigureCanvasAgg(figure).get_renderer()

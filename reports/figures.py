@@ -113,8 +113,8 @@ def critical_difference(ranking: Ranking, labels: Sequence[str], phantom: bool) 
 
     names = [labels[place] for place in ranking.places]
     pairs = pd.DataFrame(ranking.pairs, index=names, columns=names)
-    figure = Figure(figsize=(7.2, 1.2 + 0.28 * len(names)), layout="constrained")
-    figure.set_figwidth(max(7.2, LINE_OF_RANKS + 2 * text_width(figure, [f"{name} (0.0)" for name in names])))
+    width = max(7.2, LINE_OF_RANKS + 2 * text_width([f"{name} (0.0)" for name in names]))
+    figure = Figure(figsize=(width, 1.2 + 0.28 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     ranks = pd.Series(ranking.ranks, index=names)
     black, plain = {name: "black" for name in names}, {"parse_math": False}

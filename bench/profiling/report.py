@@ -216,7 +216,7 @@ def figure(frame: pd.DataFrame) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    from reports.drawing import COLORS, MARKERS
+    from reports.drawing import COLORS, MARKERS, legend_below
 
     scope = next(s for s in ("attention", "decoder", "model", "harness") if (frame["scope"] == s).any())
     shown = frame[(frame["scope"] == scope) & (frame["dtype"] == "fp32") & (frame["prompts"] == 1)]
@@ -254,9 +254,7 @@ def figure(frame: pd.DataFrame) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     what = {"attention": "One cross-attention layer", "decoder": "Decoders", "model": "Whole models"}
     drawing.suptitle(f"{what.get(scope, 'Training step')}, {queries} queries, sampling 10%, fp32", fontsize=10)
-    drawing.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
-    )
+    legend_below(drawing, *panels[0].get_legend_handles_labels())
     buffer = io.BytesIO()
     drawing.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

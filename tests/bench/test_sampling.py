@@ -9,18 +9,15 @@ from bench.data.dataset import load_dataset, load_image, load_mask
 from bench.data.geometry import image_to_square
 from bench.methods import METHODS
 from bench.predict import generator_for, predict_logits
+from bench.predict_image import find_run
 from bench.sampling import chooses_tokens, predict_sampled, small_medium_large
 from bench.spec import RunSpec
 from reports.build import build_report
 from reports.sampling import load_cases
 
 
-def run_of(toy_runs, method):
-    return next((toy_runs / "runs" / "toy").glob(f"{method}-*/spec.json")).parent
-
-
 def loaded(toy_runs, method):
-    folder = run_of(toy_runs, method)
+    folder = find_run(method, toy_runs / "runs")
     return METHODS[method].build(RunSpec.model_validate_json((folder / "spec.json").read_text())).load(folder)
 
 
@@ -73,7 +70,7 @@ def test_a_trial_leaves_a_small_a_medium_and_a_large_object_with_the_tokens_of_i
     expected = list(dict.fromkeys(ordered[int(len(ordered) * third)] for third in (1 / 6, 3 / 6, 5 / 6)))
     assert len(expected) > 1
     for method in ("boltzformer", "seem"):
-        cases = load_cases(run_of(toy_runs, method) / "sampling.npz")
+        cases = load_cases(find_run(method, toy_runs / "runs") / "sampling.npz")
         assert [(case.image_id, case.object) for case in cases] == expected
         trained = loaded(toy_runs, method)
         for case in cases:

@@ -14,14 +14,10 @@ from bench.data.geometry import image_to_square, mask_to_square
 from bench.data.splits import load_splits
 from bench.errors import UserError
 from bench.predict import generator_for, predict_logits
-from bench.predict_image import load_segmenter, segmenter_spec
+from bench.predict_image import find_run, load_segmenter, segmenter_spec
 from experiments.object_tokens import kept_of, object_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_of(toy_runs, method):
-    return next((toy_runs / "runs" / "toy").glob(f"{method}-*/spec.json")).parent
 
 
 def test_shares_are_means_over_all_tokens_and_over_those_the_mask_touches():
@@ -33,7 +29,7 @@ def test_shares_are_means_over_all_tokens_and_over_those_the_mask_touches():
 
 
 def test_counts_are_those_of_the_decoders_own_masks(toy_runs):
-    run_dir = run_of(toy_runs, "boltzformer")
+    run_dir = find_run("boltzformer", toy_runs / "runs")
     found = object_tokens(run_dir, 1000)
     spec = segmenter_spec(run_dir)
     method = load_segmenter(spec, run_dir)
@@ -64,7 +60,7 @@ def test_counts_are_those_of_the_decoders_own_masks(toy_runs):
 
 def test_a_method_that_attends_to_everything_is_refused(toy_runs):
     with pytest.raises(UserError, match="attends to every token"):
-        object_tokens(run_of(toy_runs, "sam"), 10)
+        object_tokens(find_run("sam", toy_runs / "runs"), 10)
 
 
 def test_the_command_prints_a_table_and_one_line_for_a_mistake(toy_runs):

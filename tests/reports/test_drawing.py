@@ -48,7 +48,7 @@ def test_a_formula_in_a_name_is_drawn_as_it_is_written():
     line = figure.add_subplot().plot([0, 1])[0]
     legend_below(figure, [line], [r"$\frac$"])
     assert r"$\frac$" in drawing_of(figure).svg.decode()
-    assert text_width(figure, [r"$\frac$", "a"]) > text_width(figure, ["a"]) > 0
+    assert text_width([r"$\frac$", "a"]) > text_width(["a"]) > 0
 
 
 def test_mean_ranks_of_many_methods_have_room_between_their_names():

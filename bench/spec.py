@@ -42,6 +42,8 @@ class Recipe(Frozen):
 
     image_size: Annotated[int, Field(ge=1, le=2**13)]  # px, square
     steps: Count
+    # before them, for a text encoder that no published weights fill: `bench.prompts_first`
+    text_steps: Annotated[int, Field(ge=0)] = 0
     batch_images: Count
     prompts_per_image: Count  # at most so many of an image's targets in a training batch
     learning_rate: Annotated[float, Field(gt=0)]
@@ -159,6 +161,7 @@ ADDED = (
     (None, "tuning", None),
     ("recipe", "ema", 0.0),
     ("recipe", "beta2", 0.999),
+    ("recipe", "text_steps", 0),
 )
 
 

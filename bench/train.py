@@ -24,6 +24,7 @@ from bench.environment import torch_device
 from bench.errors import UserError
 from bench.interface import Batch, FitSummary, Log, Prediction, Sample
 from bench.predict import autocast, computes_in_bf16, generator_for, predict_samples
+from bench.prompts_first import learn_prompts
 from bench.spec import Recipe, RunSpec, Weights
 from bench.step import NOT_FINITE, Training, counted, moving_average, take_step
 from bench.weights import own_weights_path, same_file
@@ -66,7 +67,13 @@ class TrainedSegmenter:
         if self.spec.own_weights is not None:
             notes.append(str(model.load_own(own_weights_path(self.spec, run_dir.parent))))
         given = starting_point(model)
+        published = self.spec.weights.parts if self.spec.weights else ()
+        if recipe.text_steps and "text_encoder" not in published:
+            # on the CPU, where the same draws give the same weights to every decoder
+            learn_prompts(text_encoder_of(model), train, recipe, log)
+            given["text_encoder"] += f", {recipe.text_steps} steps on the prompts"
         model.to(device)
+        workers.copy_leading(text_encoder_of(model).parameters())
         model.image_encoder.recompute = recipe.gradient_checkpointing
         groups, betas = _parameter_groups(model, recipe), (0.9, recipe.beta2)
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
@@ -155,8 +162,13 @@ class TrainedSegmenter:
 
 def starting_point(model: nn.Module) -> dict[str, str]:
     """Hashes of the weights that a decoder shares with others, before training: GIVEN of `bench.fairness`."""
-    text_encoder = next(module for module in model.modules() if isinstance(module, TextEncoder))
-    return {"backbone_weights": fingerprint(model.image_encoder.backbone), "text_encoder": fingerprint(text_encoder)}
+    backbone, text_encoder = model.image_encoder.backbone, text_encoder_of(model)
+    return {"backbone_weights": fingerprint(backbone), "text_encoder": fingerprint(text_encoder)}
+
+
+def text_encoder_of(model: nn.Module) -> TextEncoder:
+    """The one text encoder of a segmenter, wherever in it."""
+    return next(module for module in model.modules() if isinstance(module, TextEncoder))
 
 
 def given_by_recipe(model: nn.Module, spec: RunSpec, images_seen: int) -> dict[str, str]:

@@ -69,6 +69,14 @@ class Workers:
         longest = max(map(len, all_of))
         return [own[place] for place in range(longest) for own in all_of if place < len(own)]
 
+    def copy_leading(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gives every worker the leading one's values: the same steps on another machine may round to others."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            with _heard():
+                dist.broadcast(parameter.detach(), src=0)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Puts the sum over all workers into each parameter's gradient, the same bits everywhere.
 

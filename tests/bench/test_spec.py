@@ -21,7 +21,7 @@ def test_a_run_without_weights_keeps_the_id_it_had_before_there_were_any():
 
 def test_a_trained_run_keeps_its_id_too():
     recipe = {"steps": 450, "batch_images": 16, "prompts_per_image": 2, "learning_rate": 1e-3, "validate_every": 90}
-    recipe["beta2"] = 0.999
+    recipe |= {"beta2": 0.999, "text_steps": 0}
     profile = LAPTOP.model_copy(update={"recipe": LAPTOP.recipe.model_copy(update=recipe)})
     spec = make_spec(SUITES["main"], profile, "sam", "hiera_xt", 0, "5eaf8bc100c7")
     assert spec.run_id == "sam-hiera_xt-seed0-e02bac0ebe"

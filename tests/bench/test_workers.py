@@ -53,6 +53,8 @@ def test_a_process_without_others_is_one_of_one():
     parameter = torch.nn.Parameter(torch.ones(2))
     alone.sum_gradients([parameter])
     assert parameter.grad is None
+    alone.copy_leading([parameter])
+    assert parameter.tolist() == [1, 1]
     with pytest.raises(KeyboardInterrupt):
         alone.lead(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
@@ -81,6 +83,9 @@ for n, parameter in enumerate(parameters):
         expected = gradients[1][n] if n == 1 else gradients[0][n] + gradients[1][n]
         assert torch.equal(parameter.grad, expected), n
 assert frozen.grad is None
+
+workers.copy_leading([frozen.fill_(rank + 1), parameters[0].detach().fill_(rank - 1)])
+assert frozen.item() == 1 and (parameters[0] == -1).all()
 
 class Log(Quiet):
     seen = []

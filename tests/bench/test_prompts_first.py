@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bench.data.dataset import load_dataset
+from bench.data.splits import make_splits
+from bench.interface import Sample, Target
+from bench.methods import METHODS
+from bench.prompts_first import learn_prompts, mean_token
+from bench.spec import Weights
+from bench.train import fingerprint, text_encoder_of
+from experiments.profiles import LAPTOP
+from models.segmenter import build_text_encoder
+from tests.bench.test_train import SEGMENTERS, Silent, spec_of
+
+# words shared across classes, and one prompt of two classes
+PROMPTS = {
+    ("a", "vessel"): ("vessel in liver CT", "hepatic vessels in abdominal CT", "blood vessels on a CT scan"),
+    ("a", "tumor"): ("tumor in liver CT", "hepatic neoplasm in abdominal CT", "tumour in abdominal CT"),
+    ("b", "tumor"): ("tumor in colon CT", "colorectal neoplasm in abdominal CT", "tumour in abdominal CT"),
+}
+
+
+def sample(dataset: str, *objects: str) -> Sample:
+    targets = tuple(Target(name, PROMPTS[dataset, name], Path("mask.png")) for name in objects)
+    return Sample(dataset, "image", "patient", Path("image.png"), 8, 8, targets)
+
+
+SAMPLES = [sample("a", "vessel", "tumor"), sample("b", "tumor"), sample("a", "tumor")]
+
+
+def taught(steps=50, seed=0):
+    torch.manual_seed(seed)
+    encoder = build_text_encoder(LAPTOP.model)
+    recipe = LAPTOP.recipe.model_copy(update={"text_steps": steps})
+    learn_prompts(encoder, SAMPLES, recipe, Silent())
+    return encoder
+
+
+def nearest(encoder) -> dict[str, str]:
+    """Each prompt of one class and the other prompt whose mean token has the highest cosine with its own."""
+    prompts = list(dict.fromkeys(prompt for several in PROMPTS.values() for prompt in several))
+    tokens = F.normalize(mean_token(encoder, prompts).detach())
+    cosine = (tokens @ tokens.T).fill_diagonal_(-1)
+    return {prompt: prompts[int(place)] for prompt, place in zip(prompts, cosine.argmax(1), strict=True)}
+
+
+def of_one_target(encoder) -> bool:
+    classes = [set(prompts) for prompts in PROMPTS.values()]
+    return all(any({prompt, other} <= one for one in classes) for prompt, other in nearest(encoder).items())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_prompts_of_one_target_come_together(seed):
+    assert not of_one_target(taught(steps=0, seed=seed)), "else there was nothing to learn"
+    encoder = taught(seed=seed)
+    assert of_one_target(encoder)
+    shared, liver, colon, vessel = mean_token(
+        encoder, ["tumour in abdominal CT", "tumor in liver CT", "tumor in colon CT", "vessel in liver CT"]
+    )
+    near = [F.cosine_similarity(shared, other, dim=0).item() for other in (liver, colon, vessel)]
+    assert min(near[:2]) > 0.2 and near[2] < -0.2, "a prompt of two targets is near to both, and not to the third"
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_the_draws_are_of_the_seed_alone():
+    encoder = taught(steps=5)
+    after = torch.rand(1)
+    torch.rand(7)
+    assert fingerprint(taught(steps=5)) == fingerprint(encoder) != fingerprint(taught(steps=5, seed=1))
+    torch.manual_seed(0)
+    assert torch.rand(1) == after
+
+
+def test_more_prompts_than_a_step_takes(monkeypatch):
+    monkeypatch.setattr("bench.prompts_first.AT_ONCE", 5)
+    assert of_one_target(taught(steps=100))
+
+
+@pytest.mark.parametrize("method", SEGMENTERS)
+def test_every_decoder_begins_with_the_same_words(method, toy, tmp_path, monkeypatch):
+    """Those of the encoder taught by itself; without steps, or with a published text encoder, as they were."""
+    begun = []
+
+    def stop(model, recipe):
+        begun.append(fingerprint(text_encoder_of(model)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.train._parameter_groups", stop)
+    monkeypatch.setattr("bench.train.load_weights", lambda *args: "")
+    splits = make_splits([load_dataset(toy)])
+    steps = spec_of(method, text_steps=3)
+    published = steps.model_copy(update={"weights": Weights(file="w", sha256="0" * 64, parts=("text_encoder",))})
+    for spec in (steps, spec_of(method), published):
+        with pytest.raises(KeyboardInterrupt):
+            METHODS[method].build(spec).fit(splits.train, splits.val, tmp_path / "run", Silent())
+    torch.manual_seed(0)
+    encoder = build_text_encoder(steps.model)
+    as_drawn = fingerprint(encoder)
+    learn_prompts(encoder, splits.train, steps.recipe, Silent())
+    assert begun == [fingerprint(encoder), as_drawn, as_drawn]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TRUTH_COLOR, MASK_COLOR = "#ff2020", (0, 200, 83)
 LINE_OF_RANKS = 3.0  # inches between the names on both sides
 TITLE = 24  # characters over a panel of the overlays
+ABREAST = 10  # methods beside each other there
 
 
 def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool) -> Drawing:
@@ -152,9 +153,10 @@ def choose_cases(dice: np.ndarray, cases: pd.DataFrame) -> dict[str, int]:
 def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[Drawing | None, list[str]]:
     """All methods on the same cases (`choose_cases`), as in Fig. 9, and notes on what could not be drawn.
 
-    One line per case. First column: the whole image, truth outlined red, and a white frame around the
-    part that the other columns show; then per method its mask in green and the truth outlined red, titled
-    with the Dice of that mask (the row's first seed). No drawing if none of the images is there any more.
+    One line per case, or several of equal length where there are more than `ABREAST` methods. First column: the whole
+    image, truth outlined red, and a white frame around the part that the other columns show; then per method its mask
+    in green and the truth outlined red, titled with the Dice of that mask (the row's first seed). No drawing if none of
+    the images is there any more.
     """
     from matplotlib.figure import Figure
 
@@ -182,15 +184,19 @@ def overlays(results: SuiteResults, scores: Scores, grid: Grid) -> tuple[Drawing
         panels.append((kind, case, image, truth))
     if not panels:
         return None, notes
-    columns = 1 + len(runs)
-    figure = Figure(figsize=(1.75 * columns, 2.05 * len(panels) + 0.5), layout="constrained")
-    grid_axes = figure.subplots(len(panels), columns, squeeze=False)
-    for line, (kind, case, image, truth) in zip(grid_axes, panels, strict=True):
-        box = crop_box(truth)
-        _show(line[0], image, truth, None)
-        line[0].plot(*_frame(box), color="white", linewidth=0.8)
-        line[0].set_title(f"{kind}: {case.dataset}\n{case.object}, {case.area_pct:.2g}%", fontsize=7, parse_math=False)
-        for axes, run, row, found in zip(line[1:], runs, rows, predictions, strict=True):
+    lines = -(-len(runs) // ABREAST)
+    abreast = -(-len(runs) // lines)
+    figure = Figure(figsize=(1.75 * (1 + abreast), 2.05 * lines * len(panels) + 0.5), layout="constrained")
+    grid_axes = figure.subplots(lines * len(panels), 1 + abreast, squeeze=False)
+    for axes in grid_axes.flat:
+        axes.set_axis_off()  # also where nothing is drawn
+    for at, (kind, case, image, truth) in enumerate(panels):
+        own = grid_axes[lines * at : lines * (at + 1)]
+        box, whole = crop_box(truth), own[0, 0]
+        _show(whole, image, truth, None)
+        whole.plot(*_frame(box), color="white", linewidth=0.8)
+        whole.set_title(f"{kind}: {case.dataset}\n{case.object}, {case.area_pct:.2g}%", fontsize=7, parse_math=False)
+        for axes, run, row, found in zip(own[:, 1:].flat, runs, rows, predictions, strict=False):
             stored = found.get(case.Index)
             mask = None
             if stored is None:
@@ -264,7 +270,6 @@ def _show(axes: Axes, image: np.ndarray, truth: np.ndarray, mask: np.ndarray | N
         axes.contour(xs, ys, padded, [0.5], colors=TRUTH_COLOR, linewidths=0.9)
     axes.set_xlim(extent[0], extent[1])
     axes.set_ylim(extent[2], extent[3])
-    axes.set_axis_off()
 
 
 def _frame(box: tuple[int, int, int, int]) -> tuple[list[float], list[float]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SAMPLING_FILE = "sampling.npz"
 CASE_FIELDS = ("dataset", "object", "image_id", "image_file", "mask_file", "height", "width")
 GAP, TEXT = 6, 12  # px between panels, and of the letters
+LINES = 24  # rows of a report's figure, unless one case has more
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def load_cases(path: Path) -> list[SampledCase]:
 def suite_rows(results: SuiteResults) -> tuple[list[SamplingRow], list[str]]:
     """The cases that the runs of a suite left, each method's below the other's, and notes on those not drawn.
 
-    Of each method and backbone the first run (seed) with a sampling.npz speaks; the truth is outlined.
+    Of each method and backbone the first run (seed) with a sampling.npz speaks; the truth is outlined. As many cases as
+    `LINES` rows hold, and one at least.
     """
     first: dict[tuple[str, str], Run] = {}
     for run in results.runs:
@@ -166,7 +168,11 @@ def suite_rows(results: SuiteResults) -> tuple[list[SamplingRow], list[str]]:
             rows.setdefault((case.dataset, case.image_id, case.object), []).append(
                 SamplingRow(title, image, truth, case.layers)
             )
-    return [row for case in rows.values() for row in case], list(dict.fromkeys(notes))
+    together = np.cumsum([len(case) for case in rows.values()])
+    shown = max(1, int((together <= LINES).sum()))
+    if (left := len(rows) - shown) > 0:
+        notes.append(f"sampling: {left} more cases are not drawn, {LINES} rows hold no more; `bench predict` draws any")
+    return [row for case in list(rows.values())[:shown] for row in case], list(dict.fromkeys(notes))
 
 
 def _panel(row: SamplingRow, layer: int | None, side: int) -> Image.Image:

@@ -78,6 +78,18 @@ def test_overlays_draw_truth_and_masks(loaded):
     assert ((picture[..., 1] - picture[..., 0] > 50) & (picture[..., 1] - picture[..., 2] > 20)).sum() > 200
 
 
+def test_many_methods_are_folded_into_lines_of_equal_length(loaded, monkeypatch):
+    results, grid, scores = loaded
+    one = pixels(figures.overlays(results, scores, grid)[0])
+    monkeypatch.setattr(figures, "ABREAST", 2)  # of three: two lines of two
+    two = pixels(figures.overlays(results, scores, grid)[0])
+    assert two.shape[1] == pytest.approx(one.shape[1] * 3 / 4, abs=2) and two.shape[0] > 1.8 * one.shape[0]
+    green = [
+        ((shown[..., 1] - shown[..., 0] > 50) & (shown[..., 1] - shown[..., 2] > 20)).sum() for shown in (one, two)
+    ]
+    assert green[1] == pytest.approx(green[0], rel=0.2), "no mask is left out"
+
+
 def test_overlays_say_which_image_is_gone(loaded, tmp_path):
     results, grid, scores = loaded
     kinds = figures.choose_cases(scores.dice, scores.cases)

@@ -138,9 +138,20 @@ def test_methods_stand_below_each_other_case_by_case(suite):
     assert rows[0].label.endswith(f"LIDC-IDRI, nodule, {100 * rows[0].mask.mean():.2g}% of the image")
 
 
+def test_no_more_cases_than_there_are_lines_for(suite, monkeypatch):
+    for method in ("boltzformer", "sam"):
+        save_cases([case_of(0), case_of(1), case_of(2)], folders(suite, method)[0] / "sampling.npz")
+    for lines, shown, left in ((6, 6, 0), (5, 4, 1), (1, 2, 2)):
+        monkeypatch.setattr("reports.sampling.LINES", lines)
+        rows, notes = suite_rows(load_suite(suite))
+        assert len(rows) == shown and [note.split()[1] for note in notes] == ([str(left)] if left else [])
+
+
 def test_the_report_has_the_figure_where_a_run_left_its_tokens(suite, tmp_path):
     before = build_report(suite, tmp_path / "before")
-    assert "sampling.png" not in before.figures and 'id="sampling"' not in before.html.read_text()
+    assert (
+        before.notes == [] and "sampling.png" not in before.figures and 'id="sampling"' not in before.html.read_text()
+    )
     for folder in folders(suite, "boltzformer"):
         save_cases([case_of(0)], folder / "sampling.npz")
     after = build_report(suite, tmp_path / "after")

@@ -15,34 +15,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.interface import Log, Sample
-from bench.spec import Recipe
 from models.segmenter import seeded
 from models.text_encoder import TextEncoder
 
+# the learning rate at that width of the encoder, lower for wider ones; not the recipe's, which a search may have made
+# another for each decoder
+RATE, WIDTH = 6e-4, 64
 SHARPNESS = 10.0  # by which a cosine becomes a logit
 AT_ONCE = 256  # prompts in a step
 
 
-def learn_prompts(encoder: TextEncoder, samples: Sequence[Sample], recipe: Recipe, log: Log) -> None:
-    """`recipe.text_steps` steps that make the mean token of a prompt a class: its data set and object.
+def learn_prompts(encoder: TextEncoder, samples: Sequence[Sample], steps: int, log: Log) -> None:
+    """Steps by which the mean token of a prompt tells its class: data set and object.
 
     Each class has a direction of its own, and the logit of a prompt is its cosine to it times `SHARPNESS`. A prompt of
     several classes ("tumour in abdominal CT") is to be as near to one as to the other. The draws are a function of
     torch's seed alone, and leave torch's generator where it was.
     """
     prompts, truth = _targets_of(samples)
-    width = encoder.projection.out_features
+    own, width = encoder.projection.in_features, encoder.projection.out_features
     with seeded("prompts"):
         directions = nn.Parameter(torch.randn(truth.shape[1], width))
         trained = [*encoder.parameters(), directions]
-        optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, recipe.beta2))
-        for step in range(1, recipe.text_steps + 1):
+        optimizer = torch.optim.AdamW(trained, lr=RATE * WIDTH / own, betas=(0.9, 0.95))
+        for step in range(1, steps + 1):
             rows = torch.randperm(len(prompts))[:AT_ONCE]
             similarity = F.normalize(mean_token(encoder, [prompts[row] for row in rows])) @ F.normalize(directions).T
             optimizer.zero_grad()
             F.cross_entropy(SHARPNESS * similarity, truth[rows]).backward()
             optimizer.step()
-            log.progress("prompts", step, recipe.text_steps)
+            log.progress("prompts", step, steps)
     optimizer.zero_grad()
 
 

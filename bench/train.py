@@ -70,7 +70,7 @@ class TrainedSegmenter:
         published = self.spec.weights.parts if self.spec.weights else ()
         if recipe.text_steps and "text_encoder" not in published:
             # on the CPU, where the same draws give the same weights to every decoder
-            learn_prompts(text_encoder_of(model), train, recipe, log)
+            learn_prompts(text_encoder_of(model), train, recipe.text_steps, log)
             given["text_encoder"] += f", {recipe.text_steps} steps on the prompts"
         model.to(device)
         workers.copy_leading(text_encoder_of(model).parameters())

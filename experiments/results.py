@@ -192,8 +192,8 @@ def about(results: SuiteResults) -> str:
 
 
 def recipe(suites: Sequence[SuiteResults]) -> str:
-    """The recipe of the decoders of some suites, a line for each field ("by method" where they differ), and
-    BoltzFormer's model. UserError where no run has them.
+    """The recipe of the decoders of some suites, a line for each field ("50 or 0" where they differ), and BoltzFormer's
+    model. UserError where no run has them.
     """
     folders = [run.folder for suite in suites for run in suite.runs]
     specs = [read_spec(folder) for folder in folders if (folder / "spec.json").is_file()]
@@ -201,15 +201,13 @@ def recipe(suites: Sequence[SuiteResults]) -> str:
     models = [spec.model.model_dump() for spec in specs if spec.model is not None and spec.method == "boltzformer"]
     if not recipes or not models:
         raise UserError(f"no run of BoltzFormer in {ARCHIVES}: archive a suite that has one")
-    fields = _alike(recipes) | {f"model.{name}": value for name, value in _alike(models).items()}
+    fields = _values_of(recipes) | {f"model.{name}": value for name, value in _values_of(models).items()}
     return "\n".join(["| Field | Value |", "| --- | --- |", *(f"| `{name}` | {fields[name]} |" for name in fields)])
 
 
-def _alike(dumps: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """Each field's value where all have the same, else "by method"."""
-    return {
-        name: value if all(dump[name] == value for dump in dumps) else "by method" for name, value in dumps[0].items()
-    }
+def _values_of(dumps: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Each field's values, every one once, in the order met."""
+    return {name: " or ".join(dict.fromkeys(str(dump[name]) for dump in dumps)) for name in dumps[0]}
 
 
 def searched(folder: Path) -> str:

@@ -34,8 +34,7 @@ SAMPLES = [sample("a", "vessel", "tumor"), sample("b", "tumor"), sample("a", "tu
 def taught(steps=50, seed=0):
     torch.manual_seed(seed)
     encoder = build_text_encoder(LAPTOP.model)
-    recipe = LAPTOP.recipe.model_copy(update={"text_steps": steps})
-    learn_prompts(encoder, SAMPLES, recipe, Silent())
+    learn_prompts(encoder, SAMPLES, steps, Silent())
     return encoder
 
 
@@ -99,5 +98,5 @@ def test_every_decoder_begins_with_the_same_words(method, toy, tmp_path, monkeyp
     torch.manual_seed(0)
     encoder = build_text_encoder(steps.model)
     as_drawn = fingerprint(encoder)
-    learn_prompts(encoder, splits.train, steps.recipe, Silent())
+    learn_prompts(encoder, splits.train, 3, Silent())
     assert begun == [fingerprint(encoder), as_drawn, as_drawn]

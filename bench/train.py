@@ -66,14 +66,14 @@ class TrainedSegmenter:
         notes = [] if self.spec.weights is None else [load_weights(model, self.spec.weights, run_dir.parent)]
         if self.spec.own_weights is not None:
             notes.append(str(model.load_own(own_weights_path(self.spec, run_dir.parent))))
-        given = starting_point(model)
+        given, text_encoder = starting_point(model), text_encoder_of(model)
         published = self.spec.weights.parts if self.spec.weights else ()
         if recipe.text_steps and "text_encoder" not in published:
             # on the CPU, where the same draws give the same weights to every decoder
-            learn_prompts(text_encoder_of(model), train, recipe.text_steps, log)
+            learn_prompts(text_encoder, train, recipe.text_steps, log)
             given["text_encoder"] += f", {recipe.text_steps} steps on the prompts"
         model.to(device)
-        workers.copy_leading(text_encoder_of(model).parameters())
+        workers.copy_leading(text_encoder.parameters())
         model.image_encoder.recompute = recipe.gradient_checkpointing
         groups, betas = _parameter_groups(model, recipe), (0.9, recipe.beta2)
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)

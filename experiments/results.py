@@ -201,11 +201,11 @@ def recipe(suites: Sequence[SuiteResults]) -> str:
     models = [spec.model.model_dump() for spec in specs if spec.model is not None and spec.method == "boltzformer"]
     if not recipes or not models:
         raise UserError(f"no run of BoltzFormer in {ARCHIVES}: archive a suite that has one")
-    fields = _values_of(recipes) | {f"model.{name}": value for name, value in _values_of(models).items()}
+    fields = _all_values(recipes) | {f"model.{name}": value for name, value in _all_values(models).items()}
     return "\n".join(["| Field | Value |", "| --- | --- |", *(f"| `{name}` | {fields[name]} |" for name in fields)])
 
 
-def _values_of(dumps: Sequence[Mapping[str, object]]) -> dict[str, str]:
+def _all_values(dumps: Sequence[Mapping[str, object]]) -> dict[str, str]:
     """Each field's values, every one once, in the order met."""
     return {name: " or ".join(dict.fromkeys(str(dump[name]) for dump in dumps)) for name in dumps[0]}
 

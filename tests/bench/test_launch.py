@@ -114,8 +114,9 @@ def test_two_workers_of_four_images_train_as_one_of_eight(methods, suite):
         assert [state["state"] for state in states] == ["finished"] * 2, states
         two, one = (losses(run) for run in runs)
         assert len(one) == 6 and two == pytest.approx(one, rel=5e-3), spec.method
-        if spec.method != "sam3":  # whose matching may fall the other way by rounding, from step 10 on
-            assert two == pytest.approx(one, rel=1e-5, abs=1e-4), spec.method
+        # after step 10 SAM 3's matching may fall the other way by rounding (an EPYC without AMX)
+        exact = [{at: loss[at] for at in loss if spec.method != "sam3" or at[0] <= 10} for loss in (two, one)]
+        assert exact[0] == pytest.approx(exact[1], rel=1e-5, abs=1e-4), spec.method
         assert states[0]["fit"]["images_seen"] == states[1]["fit"]["images_seen"] == 160
         environment = json.loads((runs[0] / "env.json").read_text())
         assert environment["threads"] == 1 and environment["node"]

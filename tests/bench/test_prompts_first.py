@@ -4,16 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.data.dataset import load_dataset
-from bench.data.splits import make_splits
 from bench.interface import Sample, Target
-from bench.methods import METHODS
 from bench.prompts_first import learn_prompts, mean_token
-from bench.spec import Weights
-from bench.train import fingerprint, text_encoder_of
+from bench.train import fingerprint
+from bench.workers import Quiet
 from experiments.profiles import LAPTOP
 from models.segmenter import build_text_encoder
-from tests.bench.test_train import SEGMENTERS, Silent, spec_of
 
 # words shared across classes, and one prompt of two classes
 PROMPTS = {
@@ -34,7 +30,7 @@ SAMPLES = [sample("a", "vessel", "tumor"), sample("b", "tumor"), sample("a", "tu
 def taught(steps=50, seed=0):
     torch.manual_seed(seed)
     encoder = build_text_encoder(LAPTOP.model)
-    learn_prompts(encoder, SAMPLES, steps, Silent())
+    learn_prompts(encoder, SAMPLES, steps, Quiet())
     return encoder
 
 
@@ -76,27 +72,3 @@ def test_the_draws_are_of_the_seed_alone():
 def test_more_prompts_than_a_step_takes(monkeypatch):
     monkeypatch.setattr("bench.prompts_first.AT_ONCE", 5)
     assert of_one_target(taught(steps=100))
-
-
-@pytest.mark.parametrize("method", SEGMENTERS)
-def test_every_decoder_begins_with_the_same_words(method, toy, tmp_path, monkeypatch):
-    """Those of the encoder taught by itself; without steps, or with a published text encoder, as they were."""
-    begun = []
-
-    def stop(model, recipe):
-        begun.append(fingerprint(text_encoder_of(model)))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bench.train._parameter_groups", stop)
-    monkeypatch.setattr("bench.train.load_weights", lambda *args: "")
-    splits = make_splits([load_dataset(toy)])
-    steps = spec_of(method, text_steps=3)
-    published = steps.model_copy(update={"weights": Weights(file="w", sha256="0" * 64, parts=("text_encoder",))})
-    for spec in (steps, spec_of(method), published):
-        with pytest.raises(KeyboardInterrupt):
-            METHODS[method].build(spec).fit(splits.train, splits.val, tmp_path / "run", Silent())
-    torch.manual_seed(0)
-    encoder = build_text_encoder(steps.model)
-    as_drawn = fingerprint(encoder)
-    learn_prompts(encoder, splits.train, 3, Silent())
-    assert begun == [fingerprint(encoder), as_drawn, as_drawn]

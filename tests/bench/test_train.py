@@ -12,12 +12,14 @@ from bench.data.splits import make_splits
 from bench.errors import UserError
 from bench.methods import METHODS
 from bench.metrics import counts
+from bench.prompts_first import learn_prompts
 from bench.spec import Recipe, RunSpec, Weights, sha256_of
-from bench.train import TrainedSegmenter, batch_loss, warmup_cosine
+from bench.train import TrainedSegmenter, batch_loss, fingerprint, text_encoder_of, warmup_cosine
 from models.backbones import build_backbone
 from models.config import ModelConfig
 from models.losses import segmentation_loss
 from models.plain import plain_forward
+from models.segmenter import build_text_encoder
 
 MODEL = ModelConfig(
     width=32, heads=4, feedforward=64, layers=3, queries=4, pixel_layers=1, text_width=32, text_layers=1, text_heads=2
@@ -210,6 +212,30 @@ def test_training_starts_from_the_published_weights(method, toy, tmp_path):
     (note,) = summary.notes
     assert note.startswith("sam2.pt (SAM 2): ") and "into backbone; random: " in note
     assert "text_encoder" in note and ("pixel_decoder" in note) == (method != "mask2former")
+
+
+@pytest.mark.parametrize("method", SEGMENTERS)
+def test_every_decoder_begins_with_the_same_words(method, toy, tmp_path, monkeypatch):
+    """Those of the encoder taught by itself; without steps, or with a published text encoder, as they were."""
+    begun = []
+
+    def stop(model, recipe):
+        begun.append(fingerprint(text_encoder_of(model)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.train._parameter_groups", stop)
+    monkeypatch.setattr("bench.train.load_weights", lambda *args: "")
+    splits = make_splits([load_dataset(toy)])
+    steps = spec_of(method, text_steps=3)
+    published = steps.model_copy(update={"weights": Weights(file="w", sha256="0" * 64, parts=("text_encoder",))})
+    for spec in (steps, spec_of(method), published):
+        with pytest.raises(KeyboardInterrupt):
+            METHODS[method].build(spec).fit(splits.train, splits.val, tmp_path / "run", Silent())
+    torch.manual_seed(0)
+    encoder = build_text_encoder(steps.model)
+    as_drawn = fingerprint(encoder)
+    learn_prompts(encoder, splits.train, 3, Silent())
+    assert begun == [fingerprint(encoder), as_drawn, as_drawn]
 
 
 def test_weights_that_changed_or_went_since_the_plan_are_refused(toy, tmp_path):

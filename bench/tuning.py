@@ -8,6 +8,7 @@ only. It runs them on this machine, in a Ray of our own, or on a cluster that th
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -163,6 +164,9 @@ def _connected(failure: str, **options: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # Tune leaves references in cycles. Another thread that collects one while Ray shuts down ends this process at
+        # once, with exit code 1 and no word of ours ("The core worker has already been shutdown")
+        gc.collect()
         ray.shutdown()
         signal.signal(signal.SIGCHLD, on_sigchld)  # Ray ignores it, and then every child's exit code reads 0
 

@@ -116,9 +116,9 @@ def test_the_numbers_are_those_in_the_repository(method, suite):
     ("method", "changes"),
     [
         ("sam", {"recipe": {"learning_rate": 1.5 * PROFILES["smoke"].recipe.learning_rate}}),
-        ("boltzformer", {"model": {"temperature": 2.0}}),
+        ("boltzformer", {"model": {"temperature": 0.5}}),
     ],
-    ids=["learning rate x 1.5", "temperature 2"],
+    ids=["learning rate x 1.5", "temperature 0.5"],
 )
 def test_a_real_change_is_noticed(method, changes, suite):
     golden = json.loads(FILE.read_text())["methods"][method]

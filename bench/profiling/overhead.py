@@ -117,7 +117,7 @@ def watched() -> Iterator[Watch]:
     From outside: the trial is the very code that a suite runs.
     """
     watch = Watch()
-    begun = {FORWARD: 0.0, OPTIMISER: 0.0}
+    begun: dict[str, float] = {}  # empty until the first image: steps on the prompts are of what comes before it
     forward, backward, measure = BoltzFormer.forward, torch.Tensor.backward, train.inference_cost
 
     def watched_forward(self: BoltzFormer, *args: Any, **more: Any) -> Any:
@@ -130,6 +130,8 @@ def watched() -> Iterator[Watch]:
         return out
 
     def watched_backward(self: torch.Tensor, *args: Any, **more: Any) -> None:
+        if not begun:
+            return backward(self, *args, **more)
         watch.add(FORWARD, begun[FORWARD])
         start = _now()
         backward(self, *args, **more)
@@ -145,7 +147,11 @@ def watched() -> Iterator[Watch]:
             watch.measuring = False
             watch.add(MEASURING, start)
 
-    hook = register_optimizer_step_post_hook(lambda *_: watch.add(OPTIMISER, begun[OPTIMISER]))
+    def after_step(*_: Any) -> None:
+        if begun:
+            watch.add(OPTIMISER, begun[OPTIMISER])
+
+    hook = register_optimizer_step_post_hook(after_step)
     BoltzFormer.forward, torch.Tensor.backward, train.inference_cost = (
         watched_forward,
         watched_backward,

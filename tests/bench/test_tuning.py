@@ -1,6 +1,7 @@
 """Real Ray on this machine: trials in workers, side by side, failing alone, and gone after Ctrl-C."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -61,6 +62,27 @@ def test_ray_and_the_local_loop_write_the_same_records(suite, tmp_path):
         tables = [table.drop(columns="seconds") for table in tables]
         pd.testing.assert_frame_equal(*tables)
         assert len(tables[0]) == 4
+
+
+def test_no_reference_is_left_for_another_thread_to_collect_while_ray_shuts_down(suite, monkeypatch):
+    """Ray's answer to that is the end of the process."""
+    import ray
+
+    shutdown, left = ray.shutdown, []
+
+    def watched_shutdown():
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        gc.set_debug(0)
+        held = {id(part): part for one in gc.garbage for part in gc.get_referents(one)}
+        left.append(sum(isinstance(part, ray.ObjectRef) for part in held.values()))
+        gc.garbage.clear()
+        shutdown()
+
+    monkeypatch.setattr(ray, "shutdown", watched_shutdown)
+    folder, specs = suite
+    tuning.run_trials(specs, folder, PROFILE, TWO_CORES)
+    assert left == [0]
 
 
 def meet(patience, spec, suite_dir, run_dir, tracker, spread, micro_batch=None):

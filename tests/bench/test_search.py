@@ -69,7 +69,7 @@ def test_a_range_needs_a_number_of_trials():
 
 
 @pytest.mark.parametrize(
-    ("profile", "expected"), [("laptop", (140, 280)), ("paper", (1125, 3150)), ("smoke", (10,)), ("gpu", (2700, 7200))]
+    ("profile", "expected"), [("laptop", (280, 560)), ("paper", (1125, 3150)), ("smoke", (10,)), ("gpu", (2700, 7200))]
 )
 def test_rungs_are_validations_after_a_ninth_and_a_third(profile, expected):
     recipe = PROFILES[profile].recipe

@@ -189,7 +189,7 @@ def test_a_readme_without_a_place_is_told(root):
         make_page(root)
 
 
-@pytest.mark.parametrize("parts", [("openkbp",), ("openkbp", "idrid", "steps-2x")])
+@pytest.mark.parametrize("parts", [("openkbp",), ("openkbp", "idrid", "openkbp-700")])
 def test_the_templates_of_this_repository_hold_what_is_there(root, parts):
     for name in ("results.md.j2", "headline.md.j2"):
         shutil.copyfile(ROOT / "docs" / name, root / "docs" / name)
@@ -198,11 +198,11 @@ def test_the_templates_of_this_repository_hold_what_is_there(root, parts):
     page = make_page(root)
     text, readme = (texts_of(page)[name] for name in ("docs/results.md", "README.md"))
     assert ("IDRiD (fundus)" in readme) == ("idrid" in parts) and "| Mean Dice (SE) | OpenKBP (CT) |" in readme
-    assert ("**The number of steps.**" in text) == ("steps-2x" in parts)
+    assert ("**The number of steps.**" in text) == ("openkbp-700" in parts)
     assert "**The learning rate.**" not in text and "## Ablations" not in text and "## Phantom" not in text
     assert "| BoltzFormer is better than SEEM (text) | 2.3 | OpenKBP (CT) |" in text
     assert [str(path).rpartition("_")[0] for path in page.pictures if "curves" in str(path)] == [
-        f"docs/figures/results/{part}" for part in parts if not part.startswith("steps")
+        f"docs/figures/results/{part}" for part in parts if part != "openkbp-700"
     ]
     for picture in page.pictures:
         assert f"]({picture.relative_to('docs')})" in text

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -65,6 +66,20 @@ def free_port():
                 return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def is_alive():
+    """is_alive(a psutil.Process or its number) -> whether it runs; one that waits for its parent to ask does not."""
+
+    def look(process):
+        try:
+            process = psutil.Process(process) if isinstance(process, int) else process
+            return process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return look
 
 
 @pytest.fixture(scope="session")

@@ -69,19 +69,12 @@ def wait_for(condition, running=None):
     return bool(held)
 
 
-def kill_group(running):
+def kill_group(running, is_alive):
     """Ends the process group of a command at once, and waits until what it has started has noticed."""
     below = psutil.Process(running.pid).children(recursive=True)
     os.killpg(running.pid, signal.SIGKILL)
     assert running.wait() in (-signal.SIGKILL, 0), "0: it has ended while we looked for its processes"
     wait_for(lambda: not any(is_alive(process) for process in below))
-
-
-def is_alive(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def assert_equal_runs(runs, others, curves_in_folder):
@@ -169,11 +162,11 @@ def at_step_10(folder):
     return any(folder.glob("killed/*/*/resume-00000010-*.pt"))
 
 
-def test_the_killed_command_goes_on_from_its_checkpoint(suite, tmp_path):
+def test_the_killed_command_goes_on_from_its_checkpoint(suite, is_alive, tmp_path):
     command, ends_as_if_left_alone = suite()
     running = start(command, tmp_path)
     assert wait_for(lambda: at_step_10(tmp_path), running)
-    kill_group(running)
+    kill_group(running, is_alive)
     assert "goes on from step 10" in ends_as_if_left_alone()
 
 
@@ -195,7 +188,7 @@ def kill_worker(running):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "ray"])
-def test_killed_at_twenty_random_moments_it_ends_the_same(executor, suite, curves_in_folder, tmp_path):
+def test_killed_at_twenty_random_moments_it_ends_the_same(executor, suite, curves_in_folder, is_alive, tmp_path):
     """Ten by each executor: two before the trial begins, eight between there and the end of the process, one in each
     part of that time. Locally it is the process group that is killed; with Ray the group, the command alone, or the
     trial's worker, which the command then replaces.
@@ -246,7 +239,7 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(executor, suite, curve
             assert running.wait(WAIT) == 0
             has_ended()
         elif victim == "group":
-            kill_group(running)
+            kill_group(running, is_alive)
         else:
             kill_driver(running)
     assert had_checkpoint
@@ -309,7 +302,7 @@ def test_a_killed_worker_is_replaced_while_the_command_goes_on(suite, tmp_path):
 @pytest.mark.parametrize(
     ("executor", "ask"), [("local", "ctrl-c"), ("ray", "ctrl-c"), ("ray", "sigterm"), ("ray", None)]
 )
-def test_stopped_or_killed_within_an_expert_of_nnunet(executor, ask, suite, tmp_path):
+def test_stopped_or_killed_within_an_expert_of_nnunet(executor, ask, suite, is_alive, tmp_path):
     """Finished experts are kept, the one in the middle is trained again, no process is left behind."""
     command, ends_as_if_left_alone = suite("nnunet", executor, "toy")
     running = start(command, tmp_path)
@@ -323,7 +316,7 @@ def test_stopped_or_killed_within_an_expert_of_nnunet(executor, ask, suite, tmp_
     assert wait_for(middle, running)
     below = psutil.Process(running.pid).children(recursive=True)
     if ask is None:
-        kill_group(running)
+        kill_group(running, is_alive)
     else:
         ASK[ask](running.pid)
         code, said = ended(running, tmp_path)
@@ -337,7 +330,7 @@ def test_stopped_or_killed_within_an_expert_of_nnunet(executor, ask, suite, tmp_
 
 
 @pytest.mark.slow
-def test_a_killed_search_finds_what_it_would_have_found(bench, datasets, whole, tmp_path):
+def test_a_killed_search_finds_what_it_would_have_found(bench, datasets, whole, is_alive, tmp_path):
     words = ("tune", "seem", "--suite", "smoke", "--space", "lr=1e-5,2e-3,5e-4", "--data", str(datasets / "toy"))
     words += ("--executor", "local")
     for trials in (1, 2):  # in the middle of the first, of the second
@@ -349,7 +342,7 @@ def test_a_killed_search_finds_what_it_would_have_found(bench, datasets, whole, 
             return len(histories) == trials and all("val_loss" in file.read_text() for file in histories)
 
         assert wait_for(in_the_middle, running)
-        kill_group(running)
+        kill_group(running, is_alive)
     outcome = bench(*words, "--runs-dir", tmp_path / "killed", OMP_NUM_THREADS="1")
     assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     found, expected = (

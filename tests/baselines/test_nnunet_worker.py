@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from baselines.nnunet import run_child
@@ -51,23 +50,29 @@ def forking(tmp_path, monkeypatch):
     return real
 
 
-def assert_gone(folder):
-    process = int((folder / "augmenter").read_text())
-    deadline = time.time() + 30
-    while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
-        assert time.time() < deadline
-        time.sleep(0.05)
+@pytest.fixture
+def assert_gone(is_alive):
+    """assert_gone(folder): the process of nnU-Net whose number stands there ends within 30 seconds."""
+
+    def wait(folder):
+        process = int((folder / "augmenter").read_text())
+        deadline = time.time() + 30
+        while is_alive(process):
+            assert time.time() < deadline
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.mark.timeout(120)
-def test_a_child_that_dies_is_noticed_though_its_own_live_on(forking, tmp_path):
+def test_a_child_that_dies_is_noticed_though_its_own_live_on(forking, assert_gone, tmp_path):
     with pytest.raises(RuntimeError, match="nnU-Net's a failed"):
         list(run_child({"folder": str(tmp_path), "ends": True}, [{"name": "a"}]))
     assert_gone(tmp_path)
 
 
 @pytest.mark.timeout(120)
-def test_who_stops_listening_ends_them_all(forking, tmp_path):
+def test_who_stops_listening_ends_them_all(forking, assert_gone, tmp_path):
     events = run_child({"folder": str(tmp_path), "ends": False}, [{"name": "a"}])
     assert [next(events)["event"] for _ in range(2)] == ["begun", "progress"]
     events.close()
@@ -75,7 +80,7 @@ def test_who_stops_listening_ends_them_all(forking, tmp_path):
 
 
 @pytest.mark.timeout(120)
-def test_a_parent_that_is_killed_leaves_none(forking, tmp_path):
+def test_a_parent_that_is_killed_leaves_none(forking, assert_gone, tmp_path):
     code = f"import sys; sys.executable = {sys.executable!r}\n{PARENT}"
     running = subprocess.Popen([forking, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert "begun" in running.stdout.readline() and "progress" in running.stdout.readline()

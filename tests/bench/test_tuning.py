@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -138,7 +139,7 @@ def work(share):
         yield {"item": item["name"], "share": names, "threads": os.environ["OMP_NUM_THREADS"]}
 
 
-def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp_path):
+def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp_path, is_alive):
     def items(*pairs):
         return [{"name": name, "begun": tmp_path / name, "after": tmp_path / after} for name, after in pairs]
 
@@ -158,7 +159,7 @@ def test_parts_of_a_trial_run_side_by_side_and_their_errors_come_as_they_are(tmp
             list(tuning._spread({"cpu": 1}, work, items(("long", "never"), ("broken", "long"))))
         # by an interrupt, or with its process
         process, told = int((tmp_path / "long process").read_text()), tmp_path / "long waits no more"
-        until(lambda: told.exists() or not alive(process), 120, "the error of one part ends the others")
+        until(lambda: told.exists() or not is_alive(process), 120, "the error of one part ends the others")
         assert not (tmp_path / "long ended").exists()
     assert subprocess.run(["false"]).returncode == 1, "this process can still read exit codes"
 
@@ -209,16 +210,16 @@ def deaf(share):
             time.sleep(0.05)
 
 
-def test_a_part_that_has_unread_events_and_hears_nothing_is_ended_by_force(tmp_path, monkeypatch):
+def test_a_part_that_has_unread_events_and_hears_nothing_is_ended_by_force(tmp_path, is_alive, monkeypatch):
     monkeypatch.setattr(tuning, "GRACE", 1.0)
     with tuning._ray(TWO_CORES, cpus=1):
         events = tuning._spread({"cpu": 1}, deaf, [{"folder": tmp_path}])
         assert next(events) == {"event": 0}
         until((tmp_path / "begun").exists, 120, "it does not begin")
         process = int((tmp_path / "process").read_text())
-        assert alive(process)
+        assert is_alive(process)
         events.close()
-        until(lambda: not alive(process), 60, "it lives on")
+        until(lambda: not is_alive(process), 60, "it lives on")
 
 
 EXPERTS = NnunetBudget(epochs=2, iterations_per_epoch=60, batch_size=4, patch_size=32, features=(8, 16, 16))
@@ -319,7 +320,7 @@ def test_a_failed_expert_is_named_with_its_log_and_the_finished_one_is_kept(toy,
 
 @pytest.mark.fault
 @pytest.mark.slow
-def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, started, tmp_path):
+def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, started, is_alive, tmp_path):
     folder = tmp_path / "suite"
     (spec,) = nnunet_suite(toy, folder)
     run_dir = folder / spec.run_id
@@ -329,10 +330,10 @@ def test_a_killed_driver_leaves_finished_experts_that_are_kept(toy, started, tmp
     )
     until(lambda: experts_in(run_dir) or driver.poll() is not None, 240, "no expert ends")
     assert driver.poll() is None
-    below = descendants(driver.pid)
+    below = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    until(lambda: not any(map(alive, below)), 120, "processes of Ray or nnU-Net outlive the driver")
+    until(lambda: not any(map(is_alive, below)), 120, "processes of Ray or nnU-Net outlive the driver")
     kept = experts_in(run_dir)
     # usually one; the second may just have ended before its process noticed
     # "failed" where the trial still saw its experts go before it went itself, "interrupted" where Ray ended it: all of
@@ -364,7 +365,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.fault
-def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, started, squares):
+def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, started, is_alive):
     folder, (spec, _) = suite
     # the worker waits for ever on a splits.json that is a pipe nobody writes to
     (folder / "splits.json").unlink()
@@ -382,34 +383,10 @@ def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, started, squares):
     )
     began = lambda: run_state(folder / spec.run_id)["state"] == "running"  # noqa: E731
     until(lambda: began() or driver.poll() is not None, 120, "the trial does not begin")
-    workers = descendants(driver.pid)
+    workers = psutil.Process(driver.pid).children(recursive=True)
     assert workers
     driver.send_signal(signal.SIGINT)
     output = driver.communicate(timeout=60)[0]
     assert output.strip() == "stopped", output
     assert run_state(folder / spec.run_id)["state"] == "interrupted"
-    until(lambda: not any(map(alive, workers)), 30, "processes of Ray outlive Ctrl-C")
-
-
-def descendants(pid):
-    """All processes below `pid`."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    until(lambda: not any(map(is_alive, workers)), 30, "processes of Ray outlive Ctrl-C")

@@ -123,9 +123,9 @@ def work(share):
     """Each item says that it has begun, waits for another's beginning, and fails if it is called "broken"."""
     for item in share:
         (item["begun"].parent / f"{item['name']} process").write_text(str(os.getpid()))
-        item["begun"].touch()
         deadline = time.time() + 180
         try:
+            item["begun"].touch()
             while not item["after"].exists():
                 if time.time() > deadline:
                     raise TimeoutError(f"{item['name']} waited for {item['after'].name} in vain")

@@ -1,4 +1,3 @@
-import contextlib
 import fcntl
 import gzip
 import json
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import psutil
 import pytest
 
 from bench.data.prepare.recipe import VERSION
@@ -165,24 +165,24 @@ def test_two_at_once_are_refused(task, bench, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_the_middle_it_goes_on(shared, bench, tmp_path, content, workers):
+def test_killed_in_the_middle_it_goes_on(shared, bench, tmp_path, content, is_alive, workers):
     """kill -9 while volumes are written: none is half there, and the next call ends where an undisturbed one ends."""
     source = shared / "data" / "msd_raw" / "Task04_Hippocampus"
     folder = tmp_path / "out" / "MSD-Hippocampus"
     words = ["data", "prepare", "msd", "--source", source, "--size", 96, "--workers", workers, "--out"]
     command = [sys.executable, "-m", "bench", *map(str, words), str(tmp_path / "out")]
-    running = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    running = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
     staging = folder / ".unfinished"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(staging.glob("*/scan.json"))) < 5:
         time.sleep(0.02)
+    below = psutil.Process(running.pid).children(recursive=True)
     running.kill()
     assert running.wait() == -signal.SIGKILL
-    with contextlib.suppress(ProcessLookupError):  # workers end by themselves
-        for _ in range(200):
-            os.killpg(running.pid, 0)
-            time.sleep(0.05)
-        pytest.fail("a worker outlived the killed command")
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, below)):  # workers end by themselves
+        assert time.monotonic() < deadline, "a worker outlived the killed command"
+        time.sleep(0.05)
 
     assert not (folder / "train.json").exists() and not list(folder.glob("t*/*.png"))
     whole = [path for path in staging.iterdir() if path.suffix != ".tmp"]

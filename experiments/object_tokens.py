@@ -8,6 +8,7 @@ confidences lie in 0 to 1), and less where the model is not sure.
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,7 @@ def main(
     from bench.predict_image import find_run
     from bench.terminal import terminal_console, text_table
 
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell their developers
     console = terminal_console()
     try:
         for name in runs:

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported: a core each, also for what the tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.pop("COLUMNS", None)  # set by xdist to the width of the terminal
+os.environ.pop("COLUMNS", None)  # the width of the terminal that the tests are called from, by the shell or by xdist
+os.unsetenv("COLUMNS")  # or by readline, which pytest imports, past os.environ
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
 workers = here()
 assert (workers.count, workers.leads) == (2, workers.rank == 0)
 """
+END = "os._exit(0)  # past the interpreter's own end, where a thread of gloo sometimes aborts the process"
 
 
 def both(code, tmp_path, port):
@@ -29,7 +30,7 @@ def both(code, tmp_path, port):
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-u", "-c", COMMON + code],
+            [sys.executable, "-u", "-c", COMMON + code + END],
             env=environment | {"RANK": str(rank)},
             cwd=tmp_path,
             stdout=subprocess.PIPE,
@@ -111,7 +112,6 @@ try:
         workers.gather(1.0)
 except PeerLost as error:
     print("lost:", error)
-os._exit(0)  # past the interpreter's own end, where a thread of gloo sometimes aborts the process
 """
 
 
@@ -161,7 +161,6 @@ try:
     take_step(training, batch, broken, 1e9, Progress(step=6), workers, Quiet(), Path("."))
 except FloatingPointError as error:
     print("stopped:", error)
-os._exit(0)  # past the interpreter's own end, where a thread of gloo sometimes aborts the process
 """
 
 

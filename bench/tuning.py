@@ -12,8 +12,10 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -25,7 +27,7 @@ from typing import Any
 
 from bench.cluster import check_nodes, connected_hardware, our_code, reach
 from bench.environment import NODE, Hardware
-from bench.errors import PartLost, UserError
+from bench.errors import PartLost, UserError, is_out_of_memory
 from bench.estimate import check_workers, lanes, resources, workers_of
 from bench.execute import Work, execute, fit_and_predict, mark_interrupted, run_state
 from bench.interface import Spread
@@ -39,6 +41,7 @@ POLL = 0.3  # seconds; how fast Ctrl-C is noticed
 STOP_GRACE = 600.0  # seconds for the running trials, each to the end of its step or validation, when asked to stop
 SEEN_LATE = 90.0  # seconds more on a cluster: a shared file system shows a new file a minute late
 LOST = 3  # times that a trial is begun again when its process or its node is lost; it goes on from its checkpoint
+PAUSE = 20.0  # seconds until the trials are begun again when memory ran out, longer each time
 GRACE = 5.0  # seconds for a part of a trial to end by itself when another has failed
 OBJECT_STORE = 128 * 2**20  # bytes: trials exchange files, not objects
 WAITING = {"cpu": 0, "memory": 1}  # a byte: Ray wants something reserved
@@ -75,23 +78,56 @@ def run_trials(
     trials have stopped because the user asked the suite to (`bench.stopping`). UserError where Ray cannot start, or a
     node lacks what trials need.
     """
-    if not specs:
-        return
     suite_dir = suite_dir.resolve()
     # Tune's own files, where all nodes see them if there is such a place
     storage = Path(tempfile.mkdtemp(prefix=TUNE_FILES, dir=suite_dir if exchange_url is None else None))
-    place = ray_at(address, profile.cpus_per_trial) if address else _ray(hardware, profile.cpus_per_trial)
     grace = STOP_GRACE + (SEEN_LATE if address else 0)
+    todo, short = list(specs), 0
     try:
-        with place:
-            if address:
-                waiting = any(_waits(spec, workers_of(profile, hardware), exchange_url) for spec in specs)
-                check_nodes(suite_dir, exchange_url, {spec.method for spec in specs}, waiting)
-            _fit(specs, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
+        while todo:
+            place = ray_at(address, profile.cpus_per_trial) if address else _ray(hardware, profile.cpus_per_trial)
+            try:
+                with place:
+                    if address:
+                        waiting = any(_waits(spec, workers_of(profile, hardware), exchange_url) for spec in todo)
+                        check_nodes(suite_dir, exchange_url, {spec.method for spec in todo}, waiting)
+                    _fit(todo, suite_dir, profile, storage, tracking_uri, parent, grace, work, exchange_url)
+                return
+            except RuntimeError as error:
+                # Ray ends its workers, the other programs' doing or not, and Tune ends with the first of them
+                if not is_out_of_memory(error.__cause__):
+                    raise
+                left = [s for s in todo if run_state(suite_dir / s.run_id)["state"] not in ("finished", "failed")]
+                short = short + 1 if len(left) == len(todo) else 1
+                todo = left
+                _wait_for_memory(suite_dir, str(error), short)
     finally:
         for spec in specs:  # Ray is down: whatever still says "running" was killed
             mark_interrupted(suite_dir / spec.run_id)
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _wait_for_memory(suite_dir: Path, said: str, short: int) -> None:
+    """A pause, which the user is told of, when Ray has ended workers for want of memory, the `short`-th time in a row.
+    UserError at the last, KeyboardInterrupt where the suite is asked to stop.
+    """
+    used = re.search(r"was (\S+) used / (\S+) limit", said)
+    largest = re.search(r"\d+\t([\d.]+)\t(.+)", said)
+    most = f"; most, {largest[1]}GB, by {largest[2]}" if largest else ""
+    told = f" ({used[1]} of {used[2]} used{most})" if used else ""
+    fix = "end what else takes it, or let fewer trials run side by side (--set memory_gib_per_trial=N)"
+    if short > LOST:
+        raise UserError(f"memory ran out {short} times{told}: {fix}, and run the same command again")
+    pause = short * PAUSE
+    print(
+        f"warning: memory ran out{told}: the running trials go on from their checkpoints in {pause:.0f} s; {fix}",
+        file=sys.stderr,
+    )
+    end = time.monotonic() + pause
+    while time.monotonic() < end:
+        if stop_requested(suite_dir):
+            raise KeyboardInterrupt
+        time.sleep(POLL)
 
 
 def run_trials_here(

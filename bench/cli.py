@@ -184,11 +184,11 @@ def report(
     console = terminal_console()
     if compare is not None:
         table, files = compare_folders(folder, find_suite(compare, runs_dir))
-        console.print(to_rich(table))
+        console.print(to_rich(table, console.width))
         console.print(f"report   {', '.join(map(str, files))}", highlight=False, soft_wrap=True)
         return
     built = build_report(folder, paper=paper)
-    console.print(to_rich(built.main))
+    console.print(to_rich(built.main, console.width))
     console.print(f"report   {built.html}", highlight=False, soft_wrap=True)
 
 
@@ -218,7 +218,7 @@ def phrasings(
         asked = ask_phrasings(find_suite(name, runs_dir), on_progress)
     built = build_report(asked.folder)
     if built.prompts is not None:
-        console.print(to_rich(built.prompts))
+        console.print(to_rich(built.prompts, console.width))
     for run_id, reason in asked.left_out.items():
         console.print(f"not asked {run_id}: {reason}", highlight=False, markup=False, soft_wrap=True)
     earlier = f", {len(asked.earlier)} runs had been" if asked.earlier else ""

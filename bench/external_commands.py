@@ -155,5 +155,5 @@ def _report(folder: Path) -> None:
     console = terminal_console()
     with console.status("writing the report"):
         built = build_report(folder)
-    console.print(to_rich(built.main))
+    console.print(to_rich(built.main, console.width))
     console.print(f"report   {built.html}", highlight=False, soft_wrap=True)

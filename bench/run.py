@@ -324,7 +324,7 @@ def _report(plan: Plan, console: Console, parent: Tracker | None) -> None:
 
     report = build_report(plan.folder)
     for table in [report.ablations[name] for name in plan.ablations if name in report.ablations] or [report.main]:
-        console.print(to_rich(table))
+        console.print(to_rich(table, console.width))
     show_left_out(plan, console)
     console.print(f"report   {report.html}", highlight=False, soft_wrap=True)
     if parent is not None:

@@ -169,10 +169,11 @@ def main_table(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Boo
         frame[dataset] = _fill(means[:, place], gaps)
     fits = [_fit(results, row) for row in grid.rows]
     frame["parameters"] = _fill([_mean(fit, "parameters") for fit in fits], gaps)
-    frame["budget"] = [_first(fit, "budget") or row.gap for fit, row in zip(fits, grid.rows, strict=True)]
+    frame["budget"] = [_budget(fit) or row.gap for fit, row in zip(fits, grid.rows, strict=True)]
     frame["train_seconds"] = _fill([_mean(fit, "train_seconds") for fit in fits], gaps)
     frame["ms_per_prompt"] = _fill(1000 * scores.seconds, gaps)
-    frame["seeds"] = [len(row.seeds) for row in grid.rows]
+    runs = [results.runs_of(row.method, row.backbone) for row in grid.rows]
+    frame["seeds"] = [sum(run.state == "finished" for run in mine) for mine in runs]
     columns = (
         Column("method", "Method"),
         Column("average", "Avg. (SE)", 1, beside="average SE"),
@@ -206,6 +207,7 @@ def by_size(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootst
     """The paper's Table 2 (small, large, all) and seven finer bins, with its weighting (`group_scores`)."""
     inside = members(scores.cases["area_pct"], GROUPS)
     frame = pd.DataFrame({"area": [group.label for group in GROUPS], "support": inside.sum(axis=0)})
+    frame["patients"] = [len(scores.cases.loc[flags, ["dataset", "patient"]].drop_duplicates()) for flags in inside.T]
     for place, row in enumerate(grid.rows):
         gap = row.gap if not scores.complete[place] else "-"
         frame[row.label] = _fill(bootstrap.estimate[:, place], [gap] * len(GROUPS))
@@ -213,12 +215,14 @@ def by_size(results: SuiteResults, grid: Grid, scores: Scores, bootstrap: Bootst
     columns = (
         Column("area", "Object area"),
         Column("support", "Masks", 0),
+        Column("patients", "Patients", 0),
         *(Column(row.label, row.label, 1, beside=f"{row.label} SE") for row in grid.rows),
     )
     caption = (
         "Dice in percent (standard error over patients) by object area in percent of the image, as in Table 2 of the "
         "paper: mean per size group on each data set, averaged over data sets weighted by the fraction of "
-        "the data set's masks that are in the group. Best in bold. A method with a gap has no average."
+        "the data set's masks that are in the group. Best in bold. A method with a gap has no average. Of fewer than "
+        f"{FEW_PATIENTS} patients the standard error comes out too small."
     )
     table = Table("by_size", "Dice by object size", caption, frame, columns, results.phantom)
     return highlight(table, "row", [row.label for row in grid.rows])
@@ -352,7 +356,7 @@ def caveats(results: SuiteResults, grid: Grid, scores: Scores) -> list[str]:
             f"The profile '{results.profile}' is not the paper's scale: its numbers beside ours say what was "
             "published, not what to expect."
         )
-    budgets = [(row.label, _first(_fit(results, row), "budget")) for row in grid.rows]
+    budgets = [(row.label, _budget(_fit(results, row))) for row in grid.rows]
     lines += [f"{label} was given: {budget}." for label, budget in budgets if budget]
     lines += fit_notes(results, grid)
     if any(len(row.seeds) == 1 for row in grid.rows):
@@ -376,8 +380,13 @@ def _fit(results: SuiteResults, row) -> list[dict[str, Any]]:
     return [run.fit for run in results.runs_of(row.method, row.backbone) if run.fit]
 
 
-def _first(fits: list[dict[str, Any]], key: str) -> Any:
-    return next((fit[key] for fit in fits if fit.get(key)), None)
+def _budget(fits: list[dict[str, Any]]) -> str | None:
+    """What a row's runs were given; where seeds differ, what they share stands once: "9 steps (step 6 or step 9)"."""
+    given = list(dict.fromkeys(fit["budget"] for fit in fits if fit.get("budget")))
+    starts = {text.partition(" (")[0] for text in given}
+    if len(given) > 1 and len(starts) == 1 and all(text.endswith(")") for text in given):
+        return f"{starts.pop()} ({' or '.join(text.partition(' (')[2][:-1] for text in given)})"
+    return " or ".join(given) or None
 
 
 def _mean(fits: list[dict[str, Any]], key: str) -> float:

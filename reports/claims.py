@@ -7,8 +7,8 @@ the bootstrap over patients:
     share       (of complete misses) supported where it lies at or below the paper's, contradicted where it lies above
 Everything else is undecided, with the number of patients or seeds that would decide it, at even odds, if the effect
 stayed as it is. So is what was measured on a model that has learned next to nothing (Dice under LEARNED): two that miss
-everything are not alike, and one that was not trained loses to any. Where there are two seeds or more the interval
-holds them, too (`reports.statistics.effect_of`).
+everything are not alike, and one that was not trained loses to any. And so is what has one seed, for the interval then
+holds one training of each; from two on it holds the choice of seeds, too (`reports.statistics.effect_of`).
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ def claims_table(suites: Sequence[SuiteResults], profile: Path) -> Table:
         f"{RULE} Undecided: with the patients or seeds that would "
         "decide it, at even odds, if the effect stayed as it is; always with fewer than "
         f"{FEW_PATIENTS} patients that have objects of the sizes compared, and where one of the methods compared "
-        f"stays below {LEARNED:g} points of Dice. With one seed an interval holds no choice of seeds. Each claim has "
-        "an interval of its own: of so many, one in twenty may miss the truth."
+        f"stays below {LEARNED:g} points of Dice; and with one seed, whose interval holds no choice of seeds: what it "
+        "says of the patients alone stands beside. Each claim has an interval of its own: of so many, one in twenty "
+        "may miss the truth."
     )
     phantom = any(suite.phantom for suite in suites)
     frame = pd.DataFrame(lines, columns=[column.key for column in columns])
@@ -175,19 +176,27 @@ def claims_table(suites: Sequence[SuiteResults], profile: Path) -> Table:
 
 
 def related(results: SuiteResults) -> list[SuiteResults]:
-    """The suite, and the ablations beside it that were run on the same split at the same scale."""
+    """The suite, and the ablations beside it that were run on the same split at the same scale, by the same recipe."""
     found = [results]
     for file in sorted(results.folder.absolute().parent.glob("*/suite.json")):
         if file.parent == results.folder.absolute():
             continue
         try:
             other = read_suite(file.parent)
-            alike = (other["split_hash"], other["profile"]) == (results.split_hash, results.profile)
-            if alike and other.get("ablations"):
-                found.append(load_suite(file.parent).on_common_seeds())
+            same_scale = (other["split_hash"], other["profile"]) == (results.split_hash, results.profile)
+            if same_scale and other.get("ablations"):
+                beside = load_suite(file.parent)
+                if _alike(results, beside):
+                    found.append(beside.on_common_seeds())
         except UserError:  # its own report says what is wrong with it
             continue
     return found
+
+
+def _alike(a: SuiteResults, b: SuiteResults) -> bool:
+    """Whether what both suites have run is the very same, which a run's id holds: not so with another `--set`."""
+    ids, others = ({(run.method, run.backbone, run.seed): run.run_id for run in suite.runs} for suite in (a, b))
+    return all(ids[run] == others[run] for run in ids.keys() & others.keys())
 
 
 def verdict(found: Measured, rule: str) -> str:
@@ -197,6 +206,15 @@ def verdict(found: Measured, rule: str) -> str:
         return f"undecided: {found.patients} patients have such objects, an interval needs {FEW_PATIENTS}"
     if found.dice < LEARNED:
         return f"undecided: trained too little, to a Dice of {found.dice:.1f}"
+    told = _by_interval(found, rule)
+    if effect.spread is None:
+        return f"undecided: one seed; by patients alone: {told}"
+    return told if told in ("supported", "contradicted") else f"undecided: {told}"
+
+
+def _by_interval(found: Measured, rule: str) -> str:
+    """ "supported", "contradicted", or what would decide."""
+    effect = found.effect
     bound = {"more": 0.0, "no less": -MARGIN, "share": MISSES}[rule]
     if effect.high <= bound if rule == "share" else effect.low > bound:
         return "supported"
@@ -204,8 +222,8 @@ def verdict(found: Measured, rule: str) -> str:
         return "contradicted"
     if rule == "share" and effect.estimate == 0:
         needed = _rounded(math.log(CHANCE) / math.log(1 - MISSES / 100))
-        return f"undecided: some {needed} patients without a miss would decide"
-    return f"undecided: {_needed(found, bound)}"
+        return f"some {needed} patients without a miss would decide"
+    return _needed(found, bound)
 
 
 def _needed(found: Measured, bound: float) -> str:

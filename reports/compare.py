@@ -42,7 +42,8 @@ def compare(first: Path, second: Path) -> tuple[Table, list[Path]]:
 def compare_table(a: SuiteResults, b: SuiteResults) -> Table:
     """Of every row that both suites have: its Dice in each, and the difference (b minus a) with interval and test.
 
-    Seeds are averaged case by case in each. Only the test masks that both have count: their areas must agree.
+    Seeds that both have, or all where they share none, are averaged case by case in each. Only the test masks that both
+    have count: their areas must agree.
     """
     names = a.folder.resolve().name, b.folder.resolve().name
     if a.split_hash != b.split_hash:
@@ -87,7 +88,8 @@ def compare_table(a: SuiteResults, b: SuiteResults) -> Table:
         f"Dice in percent in {names[0]} and {names[1]}, weighted as in the table by size, and the difference (second "
         f"minus first) with its 95% interval ({DRAWS:,} bootstrap draws of patients, the same for both; with two seeds "
         "or more in common, the spread of the difference over them, too) and p of Wilcoxon's signed-rank test on "
-        "patients, corrected by Holm over the two sizes of a row; it holds no choice of seeds."
+        "patients, corrected by Holm over the two sizes of a row; it holds no choice of seeds. Seeds that only one of "
+        "them has are left out, unless they share none."
     )
     frame = pd.DataFrame(lines)
     return Table(f"compare-{names[1]}", f"{names[1]} against {names[0]}", caption, frame, tuple(columns), a.phantom)
@@ -98,11 +100,16 @@ def _rows(results: SuiteResults) -> list[tuple[str, str]]:
 
 
 def _pair(a: SuiteResults, b: SuiteResults, method: str, backbone: str) -> SuiteResults:
-    """One row of both suites as two rows of one: the second's method has a mark behind its name."""
+    """One row of both suites as two rows of one, on the seeds that both have, or on all where they share none: the
+    second's method has a mark behind its name.
+    """
     runs, frames = [], []
+    seeds = [{run.seed for run in results.runs_of(method, backbone)} for results in (a, b)]
+    shared = seeds[0] & seeds[1] or seeds[0] | seeds[1]
     for results, mark in ((a, ""), (b, SECOND)):
-        mine = [run for run in results.runs if (run.method, run.backbone) == (method, backbone)]
+        mine = [run for run in results.runs_of(method, backbone) if run.seed in shared]
         runs += [replace(run, method=method + mark) for run in mine]
         chosen = (results.records["method"] == method) & (results.records["backbone"] == backbone)
+        chosen &= results.records["seed"].isin(shared)
         frames.append(results.records[chosen].astype(dict.fromkeys(IDS, "string")).assign(method=method + mark))
     return replace(a, runs=tuple(runs), records=pd.concat(frames, ignore_index=True).astype(FRAME_COLUMNS))

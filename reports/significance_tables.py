@@ -44,7 +44,8 @@ def difference_table(
         f"{seeds}. "
         "Weighting as in the table by size. p: Wilcoxon's signed-rank test on the patients' mean Dice, two-sided, "
         "corrected by Holm over all p of this table; it holds no choice of seeds. Effect: matched-pairs rank-biserial "
-        "correlation of the same, from -1 to 1 (all patients better)."
+        "correlation of the same, from -1 to 1 (all patients better). Interval and p can disagree: the one is of the "
+        "weighted mean, uncorrected, and may hold seeds, the other of the patients' ranks."
     )
     frame = frame.reindex(columns=[column.key for column in columns])
     return Table("differences", "Paired differences", caption, frame, tuple(columns), results.phantom)

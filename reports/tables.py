@@ -7,16 +7,17 @@ import io
 import math
 import re
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    import rich.table
+    import rich.console
 
 MISSING = "-"
+GAP = 2  # characters between two columns in a terminal
+FOLDED = 24  # characters; longer texts are folded in a terminal, if there is no place for more
 
 
 @dataclass(frozen=True)
@@ -157,24 +158,52 @@ def to_html(table: Table) -> str:
     return out.getvalue()
 
 
-def to_rich(table: Table) -> rich.table.Table:
-    """The table for the terminal, without the columns that are too wide for it."""
+def to_rich(table: Table, width: int) -> rich.console.Group:
+    """The table for a terminal of `width` characters, without the columns that are too wide for any: where the others
+    do not fit, in parts one below the other, each with the first column, for a number that is cut is another number.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    notes = Text("\n".join(table.notes)) if table.notes else None
-    title = Text(table.full_title, style="bold")
-    shown = RichTable(title=title, caption=notes, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown_columns = [column.narrow for column in table.columns]
-    for column in compress(table.columns, shown_columns):
-        words = column.digits is None  # which a narrow terminal may fold; a number that is cut is another number
-        shown.add_column(Text(column.header), justify="left" if words else "right", no_wrap=not words)
-    for row in cells(table):
-        styles = [" ".join(["bold"] * cell.bold + ["underline"] * cell.underline) for cell in row]
-        texts = [Text(cell.text, style=style) for cell, style in zip(row, styles, strict=True)]
-        shown.add_row(*compress(texts, shown_columns))
-    return shown
+    rows = cells(table)
+    names, *others = (place for place, column in enumerate(table.columns) if column.narrow)
+    widths = [_terminal_width(column, [row[place].text for row in rows]) for place, column in enumerate(table.columns)]
+    parts: list[list[int]] = [[]]
+    left = width - widths[names] - GAP  # and the edges
+    for place in others:
+        if parts[-1] and widths[place] > left:
+            parts.append([])
+            left = width - widths[names] - GAP
+        parts[-1].append(place)
+        left -= widths[place]
+    shown = []
+    for number, part in enumerate(parts):
+        title = Text(table.full_title, style="bold") if number == 0 else None
+        of_part = RichTable(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place in (names, *part):
+            column = table.columns[place]
+            words = column.digits is None
+            least = widths[place] - GAP if place == names else None
+            justify = "left" if words else "right"
+            of_part.add_column(Text(column.header), justify=justify, no_wrap=not words, min_width=least)
+        for row in rows:
+            texts = []
+            for cell in (row[place] for place in (names, *part)):
+                texts.append(Text(cell.text, style=" ".join(["bold"] * cell.bold + ["underline"] * cell.underline)))
+            of_part.add_row(*texts)
+        shown.append(of_part)
+    return Group(*shown, Text("\n".join(table.notes), style="dim italic"))
+
+
+def _terminal_width(column: Column, texts: list[str]) -> int:
+    """The characters that a column needs in a terminal: its longest number; of words, which fold, at most FOLDED."""
+    of_header = max(map(len, column.header.split()))
+    if column.digits is not None:
+        return max(of_header, *map(len, texts), 0) + GAP
+    word = max((len(word) for text in texts for word in text.split()), default=0)
+    return max(of_header, word, min(max(map(len, texts), default=0), FOLDED)) + GAP
 
 
 def cells(table: Table) -> list[list[Cell]]:

@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from reports.tables import (
@@ -106,22 +108,33 @@ def test_html_shows_the_cells_and_nothing_else():
 
 def test_terminal_shows_the_cells():
     console = Console(width=200, file=io.StringIO(), color_system=None)
-    console.print(to_rich(example()))
+    console.print(to_rich(example(), 200))
     shown = console.file.getvalue()
     for row in cells(example()):
         assert all(text in shown for text in text_of(row))
 
 
-def test_a_terminal_that_is_too_narrow_folds_words_and_never_cuts_numbers():
-    table = example()
-    table.frame["name"] = [f"query ensemble only, of row {place}" for place in range(4)]
-    console = Console(width=44, file=io.StringIO())
-    console.print(to_rich(table))
+@settings(deadline=None, max_examples=40)
+@given(width=st.integers(44, 200), numbers=st.integers(1, 12), named=st.integers(1, 60))
+def test_a_terminal_that_is_too_narrow_has_the_table_in_parts_and_never_cuts_a_number(width, numbers, named):
+    frame = pd.DataFrame({"name": ["query ensemble only, of a row"[:named].strip(), "full"]})
+    for place in range(numbers):
+        frame[f"n{place}"] = [1000.25 + place, 7.0]
+        frame[f"n{place} SE"] = [0.5, np.nan]
+    frame["words"] = ["no different from the two others", "none"]
+    columns = [Column(f"n{place}", "Average of all", 1, beside=f"n{place} SE") for place in range(numbers)]
+    table = Table("t", "A table", "", frame, (Column("name", "Method"), *columns, Column("words", "Alike")))
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(to_rich(table, width))
     shown = console.file.getvalue()
-    assert "…" not in shown
-    for row in cells(table):
-        assert all(text in shown for text in text_of(row)[1:])
-        assert all(word in shown for word in row[0].text.split())
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    rows = cells(table)
+    assert all(text in shown for row in rows for text in text_of(row)[1:-1])
+    # each part says whose numbers they are
+    parts = shown.split("Method")[1:]
+    assert all("full" in part for part in parts)
+    assert len(parts) == 1 or width < 56 + 16 * numbers
+    assert all(word in shown for row in rows for word in (row[0].text + " " + row[-1].text).split())
 
 
 @pytest.mark.parametrize("form", [to_markdown, to_html, to_csv])

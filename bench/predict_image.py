@@ -15,6 +15,7 @@ from bench.atomic import write_file
 from bench.data.dataset import load_mask
 from bench.data.images import read_image
 from bench.errors import UserError, unknown_name
+from bench.execute import run_state
 from bench.methods import METHODS
 from bench.spec import RunSpec
 from bench.suite_folder import read_spec
@@ -207,7 +208,9 @@ def segmenter_spec(run_dir: Path) -> RunSpec:
     if spec.recipe is None or spec.model is None:
         raise UserError(f"{run_dir / 'spec.json'} has no recipe or model for {spec.method}: run the suite again")
     if not (run_dir / CHECKPOINT).is_file():
-        raise UserError(f"{run_dir} has no {CHECKPOINT}: its training has not come so far; run the suite again")
+        ended = run_state(run_dir)["state"] == "finished"
+        why = "it was finished, so this is an archive: use" if ended else "its training has not come so far; finish"
+        raise UserError(f"{run_dir} has no {CHECKPOINT}: {why} the suite that it belongs to")
     return spec
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import write_file
+from bench.errors import UserError
 from bench.locks import lock_file
 from bench.urls import masked, refuse_password
 
@@ -31,14 +32,19 @@ CHECKPOINT_LIMIT = 256 * 2**20  # bytes; larger artifacts stay in the run folder
 def store_uri(runs_dir: Path, asked: str | None = None) -> str:
     """The store asked for, else MLFLOW_TRACKING_URI, else the SQLite file in `runs_dir`, absolute.
 
-    UserError where the one asked for holds a password: a command line is seen and kept by others.
+    UserError where the one asked for holds a password: a command line is seen and kept by others; and where it has no
+    scheme, by which MLflow knows a server from a database.
     """
     if asked is not None:
         instead = (
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment"
         )
         refuse_password("--tracking-uri", asked, instead)
-    return asked or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+    uri = asked or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+    if "://" not in uri and not uri.startswith(("databricks", "file:", "/")):
+        name = "MLFLOW_TRACKING_URI" if asked is None else "--tracking-uri"
+        raise UserError(f"{name}: {uri!r} is no address of MLflow: write http://HOST:PORT, or sqlite:///FILE")
+    return uri
 
 
 def client(uri: str) -> Any:

@@ -59,10 +59,11 @@ def tune(
 ) -> None:
     """Search learning rate and weight decay of METHODS on validation; `bench run --tuned` then uses what was found.
 
-    The test split is not seen: a configuration is trained on train and judged by its lowest validation loss. After a
-    ninth and after a third of the steps about the best third goes on and the others stop (ASHA, by the configurations
-    that came so far before). Side by side, which ones stop depends on which are faster; --executor local repeats. Low
-    learning rates look better early than at the end: of few configurations train all to the end (--no-stopping).
+    The test split is not seen: a configuration is trained on train and judged by its lowest validation loss. At the
+    validations next to a ninth and a third of the steps about the best third goes on and the others stop (ASHA, by the
+    configurations that came so far before). Side by side, which ones stop depends on which are faster; --executor local
+    repeats. Low learning rates look better early than at the end: of few configurations train all to the end
+    (--no-stopping).
 
     \b
     The grid of the paper's A.4 (profiles gpu and paper, or --space paper):

@@ -79,6 +79,8 @@ def verify_run(run_dir: Path, log: BarLog) -> Verified:
     from bench.environment import seed_everything
 
     spec = _spec_of(run_dir)
+    if not (run_dir / "predictions.parquet").exists():
+        raise UserError(f"{run_dir} has no predicted masks, as in an archive: verify the suite that it was made from")
     stored, masks = _table(run_dir / "records.parquet"), _table(run_dir / "predictions.parquet")
     env = _object(run_dir / "env.json")
     splits = load_splits(run_dir.parent / "splits.json")

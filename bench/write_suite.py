@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atomic import read_json, write_json
+from bench.execute import run_state
 from bench.plan import Plan, Request
 from bench.records import SCHEMA_VERSION
 from bench.spec import RunSpec
@@ -130,6 +131,15 @@ def _with_earlier(plan: Plan) -> list[RunSpec]:
         specs.values(),
         key=lambda spec: (place(methods, spec.method), place(backbones, spec.backbone), spec.seed),
     )
+
+
+def leaving(plan: Plan) -> list[str]:
+    """The ids of finished runs that `write_suite` leaves out of suite.json, where they are now."""
+    if plan.splits is None:  # whether they are of this split is not known yet
+        return []
+    kept = {spec.run_id for spec in _with_earlier(plan)}
+    earlier = [spec for spec in earlier_specs(plan.folder) if spec.run_id not in kept]
+    return [spec.run_id for spec in earlier if run_state(plan.folder / spec.run_id)["state"] == "finished"]
 
 
 def earlier_specs(folder: Path) -> Iterator[RunSpec]:

@@ -13,6 +13,7 @@ from bench.errors import UserError
 from reports.aggregate import score, seed_scores
 from reports.frame import FRAME_COLUMNS, IDS
 from reports.grid import check_grid
+from reports.latex import to_latex
 from reports.load import SuiteResults, load_suite
 from reports.significance import paired_tests, patient_means
 from reports.significance_tables import TESTED
@@ -32,7 +33,7 @@ def compare(first: Path, second: Path) -> tuple[Table, list[Path]]:
     table = compare_table(a, b)
     folder = first / "report"
     folder.mkdir(exist_ok=True)
-    forms = {"md": to_markdown, "csv": to_csv}
+    forms = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
     files = [folder / f"{table.name}.{form}" for form in forms]
     for file, form in zip(files, forms.values(), strict=True):
         write_file(file, lambda handle, form=form: handle.write(form(table).encode()))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.paper import DATASETS, TABLE_1, TABLE_2, TABLE_9
+from experiments.paper import DATASET_LABELS, DATASETS, TABLE_1, TABLE_2, TABLE_9
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.strata import ALL, LARGE, SMALL
@@ -54,7 +54,9 @@ def main_table_beside_paper(table: Table, results: SuiteResults, grid: Grid) -> 
     for place, key in enumerate(("average", *DATASETS)):
         if key in frame and (whole or key != "average"):
             frame[f"paper {key}"] = [TABLE_1[name][place] if name else np.nan for name in found]
-            extra[key] = [Column(f"paper {key}", "Paper", 1, narrow=key == "average")]
+            # a wide table is scrolled, so each says whose number it is
+            header = "Paper" if key == "average" else f"Paper, {DATASET_LABELS.get(key, key)}"
+            extra[key] = [Column(f"paper {key}", header, 1, narrow=key == "average")]
     extra["method"] = [Column("paper_row", "Row of the paper", narrow=False)]
     note = f"{ITS_OWN}, of the row named; on a backbone it lacks, its row on {REFERENCE_BACKBONE}."
     return _insert(table, frame, extra, note)
@@ -74,7 +76,7 @@ def by_size_beside_paper(table: Table, grid: Grid) -> Table:
         pairs = np.array([TABLE_2.get(key, (np.nan, np.nan)) for key in keys])
         key = f"paper {row.label}"
         frame[key], frame[f"{key} SE"] = pairs.T
-        extra[row.label] = [Column(key, "Paper", 1, beside=f"{key} SE", narrow=False)]
+        extra[row.label] = [Column(key, f"Paper, {row.label}", 1, beside=f"{key} SE", narrow=False)]
     return (
         _insert(table, frame, extra, f"{ITS_OWN}, on {REFERENCE_BACKBONE}; it has no finer bins.") if extra else table
     )

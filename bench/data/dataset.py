@@ -220,7 +220,11 @@ def _targets(
         mask_file = _inside(reading, file, f"{split}_mask", row.get("mask_file"))
         if mask_file is None:
             continue
-        label = row.get("object") or mask_file.stem.removeprefix(Path(name).stem + "_").replace("+", " ")
+        label = row.get("object") or _object_of(mask_file.stem, Path(name).stem)
+        if not label:
+            what = f"mask {mask_file.name} is not named {Path(name).stem}_<object>.png, so its object is unknown"
+            reading.problem("layout", file, what, "rename it, or give its annotation an 'object'")
+            continue
         texts = (str(label), str(row.get("patient") or ""), *(" ".join(prompt.split()) for prompt in prompts))
         if any(map(is_control, "".join(texts))):
             what = f"annotation of {mask_file.name} has control characters in its texts"
@@ -253,6 +257,11 @@ def _find_unlisted(reading: _Reading, split: str, images: set[str], masks: set[o
         for path in sorted(home.iterdir()) if home.is_dir() else ():
             if path.suffix.lower() in IMAGE_SUFFIXES and path.name not in listed and not path.name.startswith("."):
                 reading.problem(kind, path, f"is not in {split}.json", f"annotate it in {split}.json or remove it")
+
+
+def _object_of(mask: str, image: str) -> str:
+    """The object that a mask's name says behind its image's; "" where it does not."""
+    return mask.removeprefix(f"{image}_").replace("+", " ") if mask.startswith(f"{image}_") else ""
 
 
 def sentences_of(annotation: dict) -> tuple[str, ...]:

@@ -73,7 +73,8 @@ def test_the_profiles_own_value_is_always_there_to_be_compared_with(base):
 @pytest.mark.parametrize(
     ("name", "text"),
     [("temperature", "hot"), ("temperature", "0"), ("queries", "2.5"), ("queries", "-1"), ("attention", "sparse"),
-     ("annealing", "step"), ("samples", "ten%"), ("size", "big"), ("temperature", "nan")],
+     ("annealing", "step"), ("samples", "ten%"), ("size", "big"), ("temperature", "nan"), ("samples", "10"),
+     ("samples", "101%"), ("size", "512")],
 )  # fmt: skip
 def test_values_that_cannot_be(name, text, base):
     with pytest.raises(UserError, match=f"--values: {name}"):

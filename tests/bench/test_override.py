@@ -58,4 +58,8 @@ def test_the_trials_train_by_it_and_the_report_says_so(bench, squares, tmp_path)
     assert "4 steps x 2 images" in next(tmp_path.glob("smoke-*/report/main_table.csv")).read_text()
     suite = next(tmp_path.glob("smoke-*/suite.json")).read_text()
     assert "--set steps=4 --set batch_images=2" in suite
-    assert "1 of 1 trials to run" in bench(*words[:-6], "--runs-dir", tmp_path, "--dry-run").stdout
+    plain = bench(*words[:-6], "--runs-dir", tmp_path, "--dry-run").stdout
+    assert "1 of 1 trials to run" in plain
+    (run,) = tmp_path.glob("smoke-*/seem-*")
+    assert f"another --name: {run.name}" in plain and "leaving  1 finished run of another recipe" in plain
+    assert "leaving" not in bench(*words, "--dry-run").stdout

@@ -242,10 +242,16 @@ def test_the_input_is_never_overwritten(toy_runs, tmp_path):
     assert digest(tmp_path) == before
 
 
+def begun(run):
+    (run / "model.pt").unlink()
+    (run / "status.json").write_text('{"state": "interrupted"}')
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: (run / "model.pt").unlink(), "has no model.pt: its training has not come so far"),
+        (lambda run: (run / "model.pt").unlink(), "has no model.pt: it was finished, so this is an archive"),
+        (begun, "has no model.pt: its training has not come so far; finish the suite"),
         (lambda run: (run / "model.pt").write_bytes(b"PK\x03\x04 cut"), "does not fit .* or is broken"),
         (lambda run: torch.save({"other": torch.zeros(1)}, run / "model.pt"), "does not fit the model of its spec"),
         (lambda run: (run / "spec.json").write_text('{"method": "sam"}'), "is not a run's spec: it has no 'suite'"),

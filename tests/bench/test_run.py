@@ -275,8 +275,12 @@ def test_a_dry_run_tells_all_data_problems_at_once(request_of, squares, tmp_path
 def test_a_dry_run_of_the_phantom_generates_nothing(request_of, tmp_path):
     out = console()
     assert driver.dry_run(request_of(data=(), methods=None), out) == 0
-    assert "to be generated" in text_of(out)
+    assert "to be generated" in text_of(out) and "guess" not in text_of(out)
     assert not (tmp_path / "runs").exists()
+    for other in ({"backbones": ("hiera_s",)}, {"changes": ("model.queries=32",)}):
+        out = console()
+        assert driver.dry_run(request_of(data=(), methods=None, **other), out) == 0
+        assert "a guess: costs were measured on a CPU with the laptop profile's models" in text_of(out)
 
 
 def leaking(squares):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import tracking
+from bench.errors import UserError
 from bench.spec import flatten
 from bench.tracking import Tracker, initialize_store, store_uri
 
@@ -167,6 +168,16 @@ def test_a_password_is_neither_taken_from_the_command_line_nor_shown(bench, tmp_
     assert "s3cret" not in done.stderr + done.stdout + told.stderr + told.stdout
     files = [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size < 2**20]
     assert files and not [file for file in files if b"s3cret" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_address_without_a_scheme_is_told_before_any_work(asked, tmp_path, monkeypatch):
+    """MLflow would take it for an unknown kind of store, at the end of every trial."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow:5000")
+    name = "--tracking-uri" if asked else "MLFLOW_TRACKING_URI"
+    with pytest.raises(UserError, match=f"^{name}: 'mlflow:5000' is no address of MLflow: write http://HOST:PORT"):
+        store_uri(tmp_path, "mlflow:5000" if asked else None)
+    assert store_uri(tmp_path, "http://mlflow:5000") == "http://mlflow:5000"
 
 
 def test_a_store_that_cannot_be_made_is_a_warning(tmp_path, capsys):

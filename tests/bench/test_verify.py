@@ -171,6 +171,11 @@ def change_split(suite, run):
     return "the data have changed since these splits were made"
 
 
+def lose_masks(suite, run):
+    (run / "predictions.parquet").unlink()
+    return "has no predicted masks, as in an archive: verify the suite that it was made from"
+
+
 def lose_records(suite, run):
     (run / "records.parquet").write_bytes(b"")
     return "records.parquet cannot be read"
@@ -183,7 +188,7 @@ def spoil_records(suite, run):
     return "records.parquet has other values than records have"
 
 
-SPOILED = [lose_weights, cut_weights, fail, lose_data, change_split, lose_records, spoil_records]
+SPOILED = [lose_weights, cut_weights, fail, lose_data, change_split, lose_masks, lose_records, spoil_records]
 
 
 @pytest.mark.parametrize("spoil", SPOILED)

@@ -47,7 +47,7 @@ def test_what_changed_between_two_suites(suites):
     assert line["all difference"] == pytest.approx(line["all 1"] - line["all 0"])
     assert line["all difference"] == pytest.approx(-other["all difference"])
     assert line["all low"] < line["all difference"] < line["all high"] < 0 and line["all p"] < 0.05
-    assert {file.name for file in files} == {"compare-later.md", "compare-later.csv"}
+    assert {file.name for file in files} == {"compare-later.md", "compare-later.csv", "compare-later.tex"}
     assert all(file.is_file() for file in files)
 
 

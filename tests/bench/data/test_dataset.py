@@ -68,6 +68,22 @@ def break_duplicate(folder):
     edit(folder, lambda c: c["annotations"].append(c["annotations"][0]))
 
 
+def name_mask_as_image(folder, **fields):
+    (folder / "train_mask" / "p1-z0_toy_block.png").rename(folder / "train_mask" / "p1-z0_toy.png")
+
+    def change(content):
+        (annotation,) = [a for a in content["annotations"] if a["mask_file"] == "p1-z0_toy_block.png"]
+        annotation.update(mask_file="p1-z0_toy.png", **fields)
+
+    edit(folder, change)
+
+
+def test_a_mask_of_any_name_may_say_its_object_in_the_annotation(toy):
+    before = {target.object for sample in load_dataset(toy).train for target in sample.targets}
+    name_mask_as_image(toy, object="a block")
+    assert {target.object for sample in load_dataset(toy).train for target in sample.targets} == before | {"a block"}
+
+
 def break_sentence(folder):
     edit(folder, lambda c: c["annotations"][0].update(sentences=[]))
 
@@ -83,6 +99,7 @@ def break_sentence(folder):
         (break_patient, "patient 'p0' is in train and in test"),
         (break_duplicate, "annotated twice"),
         (break_sentence, "no sentence"),
+        (name_mask_as_image, "mask p1-z0_toy.png is not named p1-z0_toy_<object>.png, so its object is unknown"),
     ],
 )
 def test_layout_problems_name_the_file(toy, damage, message):

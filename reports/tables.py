@@ -199,7 +199,7 @@ def to_rich(table: Table, width: int) -> rich.console.Group:
 
 def _terminal_width(column: Column, texts: list[str]) -> int:
     """The characters that a column needs in a terminal: its longest number; of words, which fold, at most FOLDED."""
-    of_header = max(map(len, column.header.split()))
+    of_header = max(map(len, column.header.split()), default=0)
     if column.digits is not None:
         return max(of_header, *map(len, texts), 0) + GAP
     word = max((len(word) for text in texts for word in text.split()), default=0)

@@ -192,3 +192,18 @@ def test_a_run_that_failed_is_not_waited_for(build, tmp_path):
     build.change(next(suite.glob("sam-*-seed1-*")) / "status.json", state="failed", error="out of memory")
     assert numbers(suite).loc["SAM+Hiera-XT", "average"] == "failed"
     assert numbers(suite).loc["nnU-Net", "seeds"] == 2
+
+
+def test_what_seeds_were_given_is_named_where_they_differ(build, tmp_path):
+    suite = build.suite(tmp_path, size=48, seeds=(0, 1), methods={"boltzformer": "BoltzFormer", "nnunet": "nnU-Net"})
+    for seed, step in ((0, 300), (1, 400)):
+        (run,) = suite.glob(f"boltzformer-*seed{seed}-*")
+        fit = json.loads((run / "status.json").read_text())["fit"]
+        build.change(run / "status.json", fit=fit | {"budget": f"400 steps (weights of step {step})"})
+    main = build_report(suite).frame.set_index("method")
+    assert main.loc["BoltzFormer+Hiera-XT", "budget"] == "400 steps (weights of step 300 or weights of step 400)"
+    assert main.loc["nnU-Net", "budget"] == "400 steps x 16 images"
+    # a run that was left out has trained nothing
+    (run,) = suite.glob("nnunet-*seed1-*")
+    build.change(run / "status.json", state="left out")
+    assert build_report(suite).frame.set_index("method").loc["nnU-Net", "seeds"] == 1

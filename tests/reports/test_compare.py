@@ -57,6 +57,19 @@ def test_a_suite_has_not_changed_from_itself(suites):
     assert len(frame) == 3 and (frame["all difference"] == 0).all() and frame["all p"].isna().all()
 
 
+def test_seeds_that_only_one_suite_has_are_left_out(build, tmp_path):
+    several = load_suite(build.suite(tmp_path, size=48, patients=6, seeds=(0, 1, 2)))
+    first = load_suite(build.suite(tmp_path / "first", size=48, patients=6, seeds=(0,)))
+    other = load_suite(build.suite(tmp_path / "other", size=48, patients=6, seeds=(7,)))
+    frame = compare_table(several, first).frame
+    assert (frame["all difference"] == 0).all(), "seed 0 against seed 0"
+    # where they share none, all of each
+    frame = compare_table(several, other).frame
+    assert (frame["all difference"] != 0).all() and frame["all 0"].tolist() == pytest.approx(
+        build_report(several.folder).frame["average"].tolist()
+    )
+
+
 def test_other_data_are_no_comparison(suites, build):
     first, second = suites
     for folder in second.glob("*seed*"):

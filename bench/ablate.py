@@ -63,11 +63,13 @@ def _parse(ablation: Ablation, holder, name: str, text: str):
         raise UserError(f"--values: {ablation.name} cannot be {text!r}: {known}") from None
     if not isinstance(value, bool | str) and not value > 0:
         raise UserError(f"--values: {ablation.name} must be above 0, not {text}: {known}")
-    if ablation.share and value > LARGEST:
-        own = getattr(holder, name)
-        raise UserError(f"--values: {ablation.name} is a multiple of the profile's {own}, such as 1.5, not {text}")
+    if ablation.share:
+        if value > LARGEST:
+            own = getattr(holder, name)
+            raise UserError(f"--values: {ablation.name} is a multiple of the profile's {own}, such as 1.5, not {text}")
+        return value
     try:
-        type(holder).model_validate(holder.model_dump() | ({} if ablation.share else {name: value}))
+        type(holder).model_validate(holder.model_dump() | {name: value})
     except ValidationError as error:
         raise UserError(f"--values: {ablation.name} cannot be {text} ({error.errors()[0]['msg']}): {known}") from None
     return value

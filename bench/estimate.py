@@ -101,6 +101,15 @@ def estimate(spec: RunSpec, splits: Splits | Workload, hardware: Hardware, worke
     return plain.startup + area * (plain.train_image * work.train_images + plain.predict_prompt * work.test_prompts)
 
 
+def is_guess(spec: RunSpec, hardware: Hardware) -> bool:
+    """Whether the estimate is of another model or machine than `experiments.costs` was measured with."""
+    from experiments.profiles import LAPTOP
+
+    size = {"width", "layers", "queries"}
+    other = spec.model is not None and spec.model.model_dump(include=size) != LAPTOP.model.model_dump(include=size)
+    return spec.recipe is not None and (other or spec.backbone not in LAPTOP.backbones or bool(hardware.gpus))
+
+
 def _trained_seconds(spec: RunSpec, work: Workload, cost: TrainedCost, speed: float, workers: int) -> float:
     recipe = spec.recipe
     area = _area(recipe.image_size) * speed * BACKBONE_FACTOR.get(spec.backbone, 1.0)

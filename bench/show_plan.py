@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.estimate import Workload, estimate, estimate_suite, format_seconds, lanes, workers_of
+from bench.estimate import Workload, estimate, estimate_suite, format_seconds, is_guess, lanes, workers_of
 from bench.plan import Plan, phantom_objects
 from bench.spec import RunSpec
 from bench.write_suite import leaving
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from bench.data.check import Problem
     from bench.data.splits import Splits
-    from bench.environment import Hardware
 
 SHOWN_PROBLEMS = 20  # of one kind in one data set
 
@@ -110,22 +109,13 @@ def show(plan: Plan, console: Console, todo: Sequence[RunSpec], executor: str) -
         f"[bold]{format_seconds(total)}[/] (estimate)",
         highlight=False,
     )
-    if any(_is_guess(spec, choice.hardware) for spec in todo):
+    if any(is_guess(spec, choice.hardware) for spec in todo):
         told = "a guess: costs were measured on a CPU with the laptop profile's models (--measure measures others)"
         console.print(f"         {told}", highlight=False)
     if gone := leaving(plan):
         runs = f"{len(gone)} finished run{'s' * (len(gone) > 1)} of another recipe, model or budget"
         fix = "a suite has one of each; to keep them in its tables, give this one another --name"
         console.print(f"[yellow]leaving[/]  {runs}: {fix}: {', '.join(gone)}", highlight=False, soft_wrap=True)
-
-
-def _is_guess(spec: RunSpec, hardware: Hardware) -> bool:
-    """Whether a trial's estimate is of another model or machine than `experiments.costs` was measured with."""
-    from experiments.profiles import LAPTOP
-
-    size = {"width", "layers", "queries"}
-    other = spec.model is not None and spec.model.model_dump(include=size) != LAPTOP.model.model_dump(include=size)
-    return spec.recipe is not None and (other or spec.backbone not in LAPTOP.backbones or bool(hardware.gpus))
 
 
 def show_left_out(plan: Plan, console: Console) -> None:

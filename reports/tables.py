@@ -168,33 +168,37 @@ def to_rich(table: Table, width: int) -> rich.console.Group:
     from rich.text import Text
 
     rows = cells(table)
-    names, *others = (place for place, column in enumerate(table.columns) if column.narrow)
     widths = [_terminal_width(column, [row[place].text for row in rows]) for place, column in enumerate(table.columns)]
-    parts: list[list[int]] = [[]]
-    left = width - widths[names] - GAP  # and the edges
-    for place in others:
-        if parts[-1] and widths[place] > left:
-            parts.append([])
-            left = width - widths[names] - GAP
-        parts[-1].append(place)
-        left -= widths[place]
     shown = []
-    for number, part in enumerate(parts):
-        title = Text(table.full_title, style="bold") if number == 0 else None
-        of_part = RichTable(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for place in (names, *part):
+    for places in _parts([place for place, column in enumerate(table.columns) if column.narrow], widths, width):
+        title = None if shown else Text(table.full_title, style="bold")
+        part = RichTable(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place in places:
             column = table.columns[place]
             words = column.digits is None
-            least = widths[place] - GAP if place == names else None
+            least = widths[place] - GAP if place == places[0] else None
             justify = "left" if words else "right"
-            of_part.add_column(Text(column.header), justify=justify, no_wrap=not words, min_width=least)
+            part.add_column(Text(column.header), justify=justify, no_wrap=not words, min_width=least)
         for row in rows:
-            texts = []
-            for cell in (row[place] for place in (names, *part)):
-                texts.append(Text(cell.text, style=" ".join(["bold"] * cell.bold + ["underline"] * cell.underline)))
-            of_part.add_row(*texts)
-        shown.append(of_part)
+            chosen = [row[place] for place in places]
+            styles = [" ".join(["bold"] * cell.bold + ["underline"] * cell.underline) for cell in chosen]
+            part.add_row(*(Text(cell.text, style=style) for cell, style in zip(chosen, styles, strict=True)))
+        shown.append(part)
     return Group(*shown, Text("\n".join(table.notes), style="dim italic"))
+
+
+def _parts(places: list[int], widths: list[int], width: int) -> list[list[int]]:
+    """The columns at `places` in as few parts as fit into `width`, each with the first of them."""
+    first, *others = places
+    room = width - widths[first] - GAP  # for the edges
+    parts, left = [[first]], room
+    for place in others:
+        if len(parts[-1]) > 1 and widths[place] > left:
+            parts.append([first])
+            left = room
+        parts[-1].append(place)
+        left -= widths[place]
+    return parts
 
 
 def _terminal_width(column: Column, texts: list[str]) -> int:

@@ -220,7 +220,7 @@ def _targets(
         mask_file = _inside(reading, file, f"{split}_mask", row.get("mask_file"))
         if mask_file is None:
             continue
-        label = row.get("object") or _object_of(mask_file.stem, Path(name).stem)
+        label = object_of(row, mask_file, name)
         if not label:
             what = f"mask {mask_file.name} is not named {Path(name).stem}_<object>.png, so its object is unknown"
             reading.problem("layout", file, what, "rename it, or give its annotation an 'object'")
@@ -259,9 +259,11 @@ def _find_unlisted(reading: _Reading, split: str, images: set[str], masks: set[o
                 reading.problem(kind, path, f"is not in {split}.json", f"annotate it in {split}.json or remove it")
 
 
-def _object_of(mask: str, image: str) -> str:
-    """The object that a mask's name says behind its image's; "" where it does not."""
-    return mask.removeprefix(f"{image}_").replace("+", " ") if mask.startswith(f"{image}_") else ""
+def object_of(annotation: dict, mask: Path, image: str) -> str:
+    """The object that an annotation names, or its mask's file behind the image's name; "" where neither does."""
+    start = f"{Path(image).stem}_"
+    named = mask.stem.removeprefix(start).replace("+", " ") if mask.stem.startswith(start) else ""
+    return annotation.get("object") or named
 
 
 def sentences_of(annotation: dict) -> tuple[str, ...]:

@@ -11,7 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.data.dataset import load_dataset
+from bench.data.splits import make_splits
+from bench.methods import make_spec
 from bench.tracking import initialize_store
+from experiments import SUITES
+from experiments.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +28,17 @@ def store(tmp_path_factory):
     uri = f"sqlite:///{runs / 'mlflow.db'}"
     assert initialize_store(uri, runs)
     return uri
+
+
+@pytest.fixture
+def two_priors(squares, tmp_path):
+    """A suite folder with splits, and the specs of two location priors."""
+    folder = tmp_path / "runs" / "suite"
+    folder.mkdir(parents=True)
+    splits = make_splits([load_dataset(squares)])
+    splits.save(folder / "splits.json")
+    suite, profile = SUITES["smoke"], PROFILES["smoke"]
+    return folder, [make_spec(suite, profile, "location_prior", "-", seed, splits.hash) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -35,19 +34,8 @@ TWO_CORES = Hardware(2, 4.0, ())
 PROFILE = PROFILES["smoke"]
 
 
-@pytest.fixture
-def suite(squares, tmp_path):
-    """A suite folder with splits and two location priors."""
-    folder = tmp_path / "runs" / "suite"
-    folder.mkdir(parents=True)
-    splits = make_splits([load_dataset(squares)])
-    splits.save(folder / "splits.json")
-    specs = [make_spec(SUITES["smoke"], PROFILE, "location_prior", "-", seed, splits.hash) for seed in (0, 1)]
-    return folder, specs
-
-
-def test_ray_and_the_local_loop_write_the_same_records(suite, tmp_path):
-    folder, specs = suite
+def test_ray_and_the_local_loop_write_the_same_records(two_priors, tmp_path):
+    folder, specs = two_priors
     broken = specs[0].model_copy(update={"split_hash": "f" * 12, "seed": 9})
     tuning.run_trials([*specs, broken], folder, PROFILE, TWO_CORES)
     assert [run_state(folder / spec.run_id)["state"] for spec in specs] == ["finished"] * 2
@@ -66,7 +54,7 @@ def test_ray_and_the_local_loop_write_the_same_records(suite, tmp_path):
         assert len(tables[0]) == 4
 
 
-def test_no_reference_is_left_for_another_thread_to_collect_while_ray_shuts_down(suite, monkeypatch):
+def test_no_reference_is_left_for_another_thread_to_collect_while_ray_shuts_down(two_priors, monkeypatch):
     """Ray's answer to that is the end of the process."""
     import ray
 
@@ -82,7 +70,7 @@ def test_no_reference_is_left_for_another_thread_to_collect_while_ray_shuts_down
         shutdown()
 
     monkeypatch.setattr(ray, "shutdown", watched_shutdown)
-    folder, specs = suite
+    folder, specs = two_priors
     tuning.run_trials(specs, folder, PROFILE, TWO_CORES)
     assert left == [0]
 
@@ -97,9 +85,9 @@ def meet(patience, spec, suite_dir, run_dir, tracker, spread, micro_batch=None):
 
 
 @pytest.mark.parametrize("gpus", [0.5, 1.0])
-def test_trials_share_a_gpu_as_far_as_the_profile_says(suite, gpus):
+def test_trials_share_a_gpu_as_far_as_the_profile_says(two_priors, gpus):
     """A GPU that Ray alone believes in."""
-    folder, specs = suite
+    folder, specs = two_priors
     profile = PROFILE.model_copy(update={"gpus_per_trial": gpus, "memory_gib_per_trial": 0})
     together = gpus == 0.5
     work = partial(meet, 120 if together else 5)  # seconds; the first of two that are together waits for the other
@@ -110,57 +98,6 @@ def test_trials_share_a_gpu_as_far_as_the_profile_says(suite, gpus):
     assert [first["gpus"], second["gpus"]] == ["0", "0"]
     assert (second["began"] < first["ended"]) == together
     assert (first["ended"] - first["began"] < 120) if together else (first["ended"] - first["began"] >= 5)
-
-
-def hold(spec, suite_dir, run_dir, tracker, spread, micro_batch=None):
-    """A trial's work: the first time that of seed 1 is begun, it stays until its process is ended."""
-    tries = len(list(suite_dir.glob(f"begun-{spec.seed}-*")))
-    (suite_dir / f"begun-{spec.seed}-{tries}").touch()
-    if spec.seed == 1 and tries == 0:
-        time.sleep(240)
-    return {}
-
-
-@pytest.fixture
-def short_of_memory(monkeypatch):
-    """short_of_memory(times): the next Rays of our own believe, 20 seconds after they began, that memory ran out."""
-    ray_here = tuning._ray
-
-    def begin(times):
-        left = iter(range(times))
-
-        def believing(*arguments):
-            believes = next(left, None) is not None
-            for name, value in (("usage_threshold", "0.001"), ("monitor_refresh_ms", "20000")):
-                variable = f"RAY_memory_{name}"
-                monkeypatch.setenv(variable, value) if believes else monkeypatch.delenv(variable)
-            return ray_here(*arguments)
-
-        monkeypatch.setattr(tuning, "_ray", believing)
-
-    return begin
-
-
-def test_trials_that_ray_ends_for_want_of_memory_begin_again(suite, short_of_memory, monkeypatch, capsys):
-    """As often as it happens: Tune itself ends with the first."""
-    folder, specs = suite
-    monkeypatch.setattr(tuning, "PAUSE", 1.0)
-    short_of_memory(1)
-    tuning.run_trials(specs, folder, PROFILE, TWO_CORES, work=hold)
-    assert [run_state(folder / spec.run_id)["state"] for spec in specs] == ["finished"] * 2
-    assert sorted(file.name for file in folder.glob("begun-*")) == ["begun-0-0", "begun-1-0", "begun-1-1"]
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"warning: memory ran out \(\S+GB of \S+GB used; most, .+ in 1 s; end what .+\n", said), said
-
-
-@pytest.mark.slow
-def test_memory_that_runs_out_again_and_again_is_told_in_a_line(suite, short_of_memory, monkeypatch):
-    folder, specs = suite
-    monkeypatch.setattr(tuning, "LOST", 0)
-    short_of_memory(1)
-    with pytest.raises(UserError, match=r"^memory ran out 1 times \(.+ run the same command again$"):
-        tuning.run_trials(specs, folder, PROFILE, TWO_CORES, work=hold)
-    assert [run_state(folder / spec.run_id)["state"] for spec in specs] == ["finished", "interrupted"]
 
 
 def until(holds, seconds, otherwise):
@@ -417,8 +354,8 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.fault
-def test_ctrl_c_stops_the_worker_and_marks_its_trial(suite, started, is_alive):
-    folder, (spec, _) = suite
+def test_ctrl_c_stops_the_worker_and_marks_its_trial(two_priors, started, is_alive):
+    folder, (spec, _) = two_priors
     # the worker waits for ever on a splits.json that is a pipe nobody writes to
     (folder / "splits.json").unlink()
     os.mkfifo(folder / "splits.json")

@@ -16,6 +16,7 @@ from reports.load import load_suite
 from reports.statistics import Effect, Spread, effect_of
 
 NOWHERE = Path("nowhere.csv")
+ALONE = "undecided: one seed; by patients alone: "
 MAIN = {"seem": "SEEM", "boltzformer": "BoltzFormer", "nnunet": "nnU-Net"}
 ABLATED = {"boltzformer": "BoltzFormer", "boltzformer prior=unconditioned": "unconditioned"}
 PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned": "boltzformer"}
@@ -44,7 +45,7 @@ PRIOR = {"unconditioned": "boltzformer prior=unconditioned", "text-conditioned":
 )
 def test_the_rule(effect, low, high, rule, expected):
     of_patients = Measured(Effect(effect, low, high, (high - low) / 4), 100, 50)
-    assert verdict(of_patients, rule) == f"undecided: one seed; by patients alone: {expected}"
+    assert verdict(of_patients, rule) == f"{ALONE}{expected}"
 
 
 def seeds_of(effect, patient_se, sd, seeds, freedom=None):
@@ -84,7 +85,7 @@ def test_the_seeds_that_would_decide_do(effect, patient_se, sd):
 def test_a_few_patients_decide_nothing():
     clear = Effect(69, 67, 70, 1)
     assert verdict(Measured(clear, 3, 50), "more") == "undecided: 3 patients have such objects, an interval needs 10"
-    assert verdict(Measured(clear, 10, 50), "more").endswith("supported")
+    assert verdict(Measured(clear, 10, 50), "more") == f"{ALONE}supported"
 
 
 def test_a_group_without_objects_is_told():
@@ -129,8 +130,7 @@ def test_effects_are_the_paired_differences(suite):
     assert nnunet["ours"] == pytest.approx(-paired.loc["nnU-Net", "all"])
     # the same draws, from the other side
     assert seem["low"] == pytest.approx(-paired.loc["SEEM+Hiera-XT", "all_high"])
-    alone = "undecided: one seed; by patients alone: "
-    assert (seem["verdict"], nnunet["verdict"]) == (f"{alone}contradicted", f"{alone}supported")
+    assert (seem["verdict"], nnunet["verdict"]) == (f"{ALONE}contradicted", f"{ALONE}supported")
     assert seem["cases"] == 3 * 8 and seem["seeds"] == 1
     assert lines.loc["BoltzFormer is better than SAM (text)", "verdict"] == "not run"
     cases = results.records[results.records["method"] == "seem"]
@@ -157,7 +157,7 @@ def test_ablations_beside_the_suite_are_found(suite, build, tmp_path):
     (beside / "suite.json").write_text(json.dumps(content))
     assert [found.folder.name for found in related(load_suite(suite))] == ["suite", "ablate"]
     line = lines_of(claims_table(related(load_suite(suite)), NOWHERE)).loc["The text-conditioned prior helps"]
-    assert line["verdict"].endswith("supported") and line["ours"] > 0
+    assert line["verdict"] == f"{ALONE}supported" and line["ours"] > 0
     paper = TABLES_3_TO_8["prior", "text-conditioned"][0] - TABLES_3_TO_8["prior", "unconditioned"][0]
     assert line["paper"] == pytest.approx(paper)
     # at another scale it is no part of this comparison
@@ -184,7 +184,7 @@ def test_full_attention_of_a_main_suite_is_that_of_the_ablation(build, tmp_path)
     methods = {"boltzformer": "BoltzFormer", "full_attention": "Full attention"}
     lines = lines_of(claims_table([load_suite(build.suite(tmp_path, size=48, patients=8, methods=methods))], NOWHERE))
     line = lines.loc["Boltzmann sampling is better than full attention"]
-    assert line["verdict"].endswith(("supported", "contradicted")) and line["cases"] == 3 * 8
+    assert line["verdict"] in (f"{ALONE}supported", f"{ALONE}contradicted") and line["cases"] == 3 * 8
     assert lines.loc["Boltzmann sampling is better than a threshold", "verdict"] == "not run"
 
 

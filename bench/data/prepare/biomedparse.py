@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.atomic import read_json
-from bench.data.dataset import SPLITS, inside, is_lfs_pointer, load_image, load_mask, sentences_of
+from bench.data.dataset import SPLITS, inside, is_lfs_pointer, load_image, load_mask, object_of, sentences_of
 from bench.data.official import patient_of
 from bench.data.prepare.recipe import Options, Picture, evenly_spread, image_to_size, masks_to_size
 from bench.data.prepare.write import Unit
@@ -118,7 +118,8 @@ def _listed(folder: Path, side: str, listing: Path) -> list[_Image]:
         names = {row["id"]: str(row["file_name"]) for row in content["images"]}
         for row in content["annotations"]:
             name, file = names[row["image_id"]], inside(folder / f"{side}_mask", row["mask_file"])
-            label = row.get("object") or file.stem.removeprefix(f"{Path(name).stem}_").replace("+", " ")
+            if not (label := object_of(row, file, name)):
+                raise ValueError(f"object of {file.name}, which is not named {Path(name).stem}_<object>.png")
             sentences = tuple(dict.fromkeys(sentences_of(row)))
             masks[name][label] = file, sentences
             patients[name] = str(row.get("patient") or "")

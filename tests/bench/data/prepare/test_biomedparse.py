@@ -78,6 +78,17 @@ def test_their_own_sentences_and_patients_are_used(published, bench, tmp_path):
     assert {s.patient for s in dataset.test} == {"test someone"}
 
 
+def test_a_mask_that_says_no_object_is_named(published, bench, tmp_path):
+    stem = STEMS["train"][0]
+    (published / "train_mask" / f"{stem}_nodule.png").rename(published / "train_mask" / f"{stem}.png")
+    annotation = {"image_id": 1, "mask_file": f"{stem}.png", "sentences": [{"raw": "nodule"}]}
+    image = {"id": 1, "file_name": f"{stem}.png", "height": 32, "width": 32}
+    (published / "train.json").write_text(json.dumps({"images": [image], "annotations": [annotation]}))
+    done = prepare(bench, published.parent, tmp_path / "out")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"train.json has no usable object of {stem}.png, which is not named {stem}_<object>.png" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["train.json", "test/LIDC-IDRI-0003_5_30_CT_lung.png"])
 def test_pointers_are_named_with_the_command(published, bench, tmp_path, name):
     (published / name).write_text(POINTER)

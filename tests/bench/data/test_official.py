@@ -163,11 +163,11 @@ def test_patients_without_a_name_in_the_json_are_known_by_the_authors_names(toy,
 
 
 def same_image_name_twice(folder, file):
-    shutil.copy(folder / "train" / "p0-z0_toy.png", folder / "test" / "p5-z0_toy.png")
-    content = json.loads((folder / "test.json").read_text())
-    content["images"][0]["file_name"] = "p0-z0_toy.png"
-    (folder / "test" / "p5-z0_toy.png").rename(folder / "test" / "p0-z0_toy.png")
-    (folder / "test.json").write_text(json.dumps(content))
+    """Patient p5's image in test/ and its masks take the name of p0's in train/."""
+    for path in (*folder.glob("test/p5-z0_*"), *folder.glob("test_mask/p5-z0_*")):
+        path.rename(path.with_name(path.name.replace("p5-z0", "p0-z0")))
+    listing = folder / "test.json"
+    listing.write_text(listing.read_text().replace("p5-z0", "p0-z0"))
     return [file]
 
 

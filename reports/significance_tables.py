@@ -9,7 +9,7 @@ from reports.aggregate import Scores
 from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.significance import ALPHA, Ranking, paired_tests, patient_means, rank_stability, seed_components
-from reports.statistics import DRAWS, Bootstrap, Spread, differences, pooled_spread
+from reports.statistics import DRAWS, Bootstrap, Spread, differences, pooled_spread, rows_by_seeds
 from reports.strata import ALL, GROUPS, SMALL, members
 from reports.tables import Column, Table
 
@@ -55,15 +55,35 @@ def suite_spread(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> Spre
     """The spread over seeds of a difference, pooled over the rows of a suite of ablations, which are variants of one
     method, without `unlike_rows`, from (S, R) scores; None for a suite of methods: each has a spread of its own.
     """
-    if not results.ablations:
-        return None
-    unlike = unlike_rows(results)
-    return pooled_spread(by_seed[:, [row.method not in unlike for row in grid.rows]])
+    return pooled_spread(by_seed[:, _alike(results, grid)]) if results.ablations else None
 
 
 def unlike_rows(results: SuiteResults) -> set[str]:
     """The rows of a suite of ablations whose spread over seeds is not pooled with the others'."""
     return {row for name in UNLIKE for row in results.ablations.get(name, {}).values()} - {results.reference}
+
+
+def _alike(results: SuiteResults, grid: Grid) -> list[bool]:
+    """(R,) of a suite of ablations: the rows that are not `unlike_rows`."""
+    unlike = unlike_rows(results)
+    return [row.method not in unlike for row in grid.rows]
+
+
+def chance_words(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> str:
+    """Whether the rows of a suite of ablations differ by more than chance in training, from (S, R) scores; empty for a
+    suite of methods and with one seed.
+    """
+    found = rows_by_seeds(by_seed[:, _alike(results, grid)]) if results.ablations else None
+    if found is None or np.isnan(found.p):
+        return ""
+    left_out = f" but those of {' and '.join(UNLIKE)}" if unlike_rows(results) else ""
+    more = "more" if found.p < ALPHA else "no more"
+    between, rest = found.freedom
+    return (
+        f" On these patients the {found.rows} rows{left_out} differ {more} than trainings of one row do: "
+        f"F({between}, {rest}) = {found.f:.2f} of rows by seeds, p = {found.p:.2g}; beside what a seed does to all of "
+        f"them, a training varies by {found.sd:.1f} points (standard deviation)."
+    )
 
 
 def seed_words(scores: Scores, pooled: bool) -> str:
@@ -121,6 +141,6 @@ def seed_table(results: SuiteResults, grid: Grid, bootstrap: Bootstrap, by_seed:
     caption = (
         "Average over data sets, mean over seeds. SE, both: square root of the squared standard error over patients "
         "(bootstrap) plus the squared SD over seeds divided by their number. Interval: 95%, Student's t. With one seed "
-        "there is no telling what another seed would give."
+        f"there is no telling what another seed would give.{chance_words(results, grid, by_seed[:, place])}"
     )
     return Table("seeds", "Patients and seeds", caption, frame, columns, results.phantom)

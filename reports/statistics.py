@@ -131,13 +131,40 @@ def pooled_spread(by_seed: np.ndarray) -> Spread | None:
     difference of two rows varies by sqrt(2) of its standard deviation, with (S - 1)(R - 1) degrees of freedom. Rows
     that lack a seed are left out; None where fewer than two seeds or rows remain.
     """
+    found = rows_by_seeds(by_seed)
+    return None if found is None else Spread(float(np.sqrt(2) * found.sd), found.freedom[1])
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """Do R rows differ by more than two trainings of one row? The analysis of variance of rows x seeds.
+
+    rows: how many; sd: standard deviation of one training about its row's and its seed's mean, in points; f: the mean
+    square between rows over that of the rest, with `freedom`; p: of F that large if all rows were one.
+    """
+
+    rows: int
+    sd: float
+    f: float
+    freedom: tuple[int, int]
+    p: float
+
+
+def rows_by_seeds(by_seed: np.ndarray) -> RowTest | None:
+    """`RowTest` of (S, R) scores; rows that lack a seed are left out. None where less than two seeds or rows remain."""
+    from scipy.stats import f
+
     values = by_seed[:, np.isfinite(by_seed).all(axis=0)]
     seeds, rows = values.shape
     if seeds < 2 or rows < 2:
         return None
-    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
-    freedom = (seeds - 1) * (rows - 1)
-    return Spread(float(np.sqrt(2 * (rest**2).sum() / freedom)), freedom)
+    means = values.mean(axis=0)
+    rest = values - means - values.mean(axis=1, keepdims=True) + values.mean()
+    freedom = (rows - 1, (seeds - 1) * (rows - 1))
+    between, chance = seeds * ((means - means.mean()) ** 2).sum() / freedom[0], (rest**2).sum() / freedom[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = between / chance
+    return RowTest(rows, float(np.sqrt(chance)), float(ratio), freedom, float(f.sf(ratio, *freedom)))
 
 
 def differences(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,12 @@ from PIL import Image
 from experiments.ablations import ABLATIONS
 from experiments.paper import TABLES_3_TO_8
 from reports.ablation import ablation_figure, ablation_table
+from reports.aggregate import score, seed_scores
 from reports.build import build_report
 from reports.grid import check_grid
 from reports.load import load_suite
 from reports.significance_tables import suite_spread
-from reports.statistics import pooled_spread
+from reports.statistics import pooled_spread, rows_by_seeds
 from reports.tables import to_markdown
 
 ROWS = {
@@ -116,6 +118,26 @@ def test_layers_are_left_out_of_the_pooled_spread_and_have_their_own(suite):
     for name, label in (("layers", "full attention"), ("temperature", "temperature 2")):
         line = tables[name].frame.set_index("value").loc["3" if name == "layers" else "2", ["low", "high"]]
         assert differences.loc[f"{label}+Hiera-XT", ["all_low", "all_high"]].tolist() == pytest.approx(line.tolist())
+
+
+def test_the_table_of_seeds_says_whether_any_value_matters(suite):
+    """It has the rows' scores by seed as the tables do, and its words are the test's."""
+    results = load_suite(suite)
+    grid = check_grid(results)
+    table = build_report(suite).tables["seeds.md"].read_text()
+    said = re.search(r"On these patients the 4 rows differ (no )?more .* F\(3, 3\) = (\S+) .*, p = (\S+);", table)
+    scores = score(results.records, grid)
+    found = rows_by_seeds(seed_scores(scores, np.ones((len(scores.cases), 1), bool))[:, 0])
+    assert (said[2], said[3]) == (f"{found.f:.2f}", f"{found.p:.2g}") and bool(said[1]) == (found.p >= 0.05)
+    content = json.loads((suite / "suite.json").read_text())
+    content["ablations"]["layers"] = {"3": "boltzformer attention=full attention", "6": "boltzformer"}
+    (suite / "suite.json").write_text(json.dumps(content))
+    assert "the 3 rows but those of layers and size differ" in build_report(suite).tables["seeds.md"].read_text()
+    (suite / "suite.json").write_text(json.dumps(content | {"ablations": {}}))  # rows of no one kind
+    assert "On these patients" not in build_report(suite).tables["seeds.md"].read_text()
+    one_seed = content | {"runs": [run for run in content["runs"] if run.endswith("-seed0")]}
+    (suite / "suite.json").write_text(json.dumps(one_seed))
+    assert "On these patients" not in build_report(suite).tables["seeds.md"].read_text()
 
 
 def test_layers_alone_pool_nothing(suite):

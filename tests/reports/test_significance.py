@@ -9,7 +9,7 @@ from reports.aggregate import seed_scores
 from reports.build import build_report
 from reports.load import load_suite
 from reports.significance import paired_tests, patient_means, rank_stability, ranking, seed_components
-from reports.statistics import cluster_bootstrap, differences, effect_of, pooled_spread
+from reports.statistics import cluster_bootstrap, differences, effect_of, pooled_spread, rows_by_seeds
 from reports.strata import ALL, GROUPS, SMALL, members
 
 
@@ -165,6 +165,30 @@ def test_a_spread_of_two_rows_is_that_of_their_difference():
     # a row that lacks a seed has no say
     assert pooled_spread(np.c_[by_seed, [1, 2, np.nan, 3]]) == found
     assert pooled_spread(by_seed[:1]) is None and pooled_spread(by_seed[:, :1]) is None
+
+
+def test_rows_by_seeds_is_the_test_of_two_nested_models():
+    """The same F by least squares: does a model with a mean for each row fit better than one of the seeds alone?"""
+    random = np.random.default_rng(4)
+    by_seed = random.normal(50, 2, (3, 1)) + random.normal(0, 1, 6) + random.normal(0, 1.5, (3, 6))
+    seed, row = (place.ravel() for place in np.indices(by_seed.shape))
+    of_seeds = np.eye(3)[seed]
+    rest = [
+        np.linalg.lstsq(design, by_seed.ravel(), rcond=None)[1].item()
+        for design in (of_seeds, np.c_[of_seeds, np.eye(6)[row][:, 1:]])
+    ]
+    found = rows_by_seeds(by_seed)
+    assert (found.rows, found.freedom) == (6, (5, 10))
+    assert found.f == pytest.approx((rest[0] - rest[1]) / 5 / (rest[1] / 10))
+    assert found.sd == pytest.approx(np.sqrt(rest[1] / 10))
+
+
+def test_rows_by_seeds_is_right_as_often_as_it_says():
+    random = np.random.default_rng(5)
+    alike = [random.normal(50, 4, (2, 1)) + random.normal(0, 1.5, (2, 17)) for _ in range(2000)]
+    assert 0.035 < np.mean([rows_by_seeds(scores).p < 0.05 for scores in alike]) < 0.065
+    apart = [scores + np.linspace(0, 10, 17) for scores in alike]
+    assert np.mean([rows_by_seeds(scores).p < 0.05 for scores in apart]) > 0.95
 
 
 def test_differences_tell_seeds(build):

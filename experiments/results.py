@@ -1,8 +1,8 @@
 """docs/results.md and the README's headline table, from the archives in docs/results: `python -m experiments.results`.
 
-The page is a Jinja template (docs/results.md.j2). No result stands in it: tables and figures are taken from the reports
-of the archives (`bench archive`), each of which is built anew. `--check` writes nothing and ends with
-1 where the page or the README differs from what would be written.
+The page is a Jinja template (docs/results.md.j2). No result stands in it: tables, figures and numbers are taken from
+the reports of the archives (`bench archive`), each of which is built anew. `--check` writes nothing and ends with 1
+where a text, of the page or of the README, differs from what would be written (figures are not compared).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bench.errors import UserError
 from bench.search import in_words
 from bench.suite_folder import read_spec
 from bench.tuned import Trial, read_tuned
+from reports.aggregate import record_dice
 from reports.build import build_report
 from reports.load import SuiteResults, load_suite
 from reports.tables import Column, Table, highlight, to_markdown
@@ -100,6 +101,9 @@ def make_page(root: Path = ROOT) -> Page:
             "side_by_side": lambda parts: side_by_side(frames("seeds.csv", parts)),
             "about": lambda part: about(suite(part)),
             "ablated": lambda part: list(suite(part).ablations),
+            "hours": lambda *parts: f"{hours([suite(part) for part in parts if exists(part)]):.0f}",
+            "dice": lambda part, row: f"{_mean(file(part, 'seeds.csv'), row):.1f}",
+            "by_seed": lambda name, parts: by_seed({w: suite(p) for p, w in parts.items() if exists(p)}, name),
             "recipe": lambda *parts: recipe([suite(part) for part in parts if exists(part)]),
             "searched": lambda part: searched(root / ARCHIVES / part),
         }
@@ -189,6 +193,41 @@ def about(results: SuiteResults) -> str:
         f"{hours:.1f} hours of trials{' on ' * bool(machines)}{' and '.join(machines)}; archive "
         f"`{archive.relative_to(archive.parents[2])}`."
     )
+
+
+def hours(suites: Sequence[SuiteResults]) -> float:
+    """How long the runs of some suites took, one after the other; a run of two of them counts once."""
+    return sum({run.run_id: run.seconds or 0 for suite in suites for run in suite.runs}.values()) / 3600
+
+
+def _mean(file: Path, row: str) -> float:
+    """The average of a row in a seeds.csv. UserError where it has no such row."""
+    means = pd.read_csv(file, na_values="-").set_index("label")["mean"]
+    if row not in means:
+        raise UserError(f"the report has no row {row!r}, it has {', '.join(means.index)}")
+    return float(means[row])
+
+
+def by_seed(suites: Mapping[str, SuiteResults], name: str) -> str:
+    """Dice of one object in percent, seed by seed, and the mean of all other masks: where -> suite; a line per decoder.
+
+    Rows without a backbone are left out: the seeds and steps of a suite are not theirs.
+    """
+    columns, series = [], {}
+    for where, suite in suites.items():
+        mine = suite.records[suite.records["backbone"] != "-"]
+        frame = mine[["method", "backbone", "seed"]].assign(dice=record_dice(mine), there=mine["object"] == name)
+        rows = [suite.label(*row) for row in zip(frame["method"], frame["backbone"], strict=True)]
+        means = frame.groupby([pd.Index(rows, name="label"), "there", "seed"], sort=False)["dice"].mean()
+        for there, title in ((True, f"{name}, {where}"), (False, f"all else, {where}")):
+            if there not in means.index.get_level_values("there"):
+                continue
+            part = means.xs(there, level="there").unstack("seed").sort_index(axis=1)
+            seeds = part.apply(lambda line: ", ".join(f"{dice:.1f}" for dice in line.dropna()), axis=1)
+            series[title] = seeds if there else part.mean(axis=1)
+            columns.append(Column(title, title[0].upper() + title[1:], None if there else 1))
+    frame = pd.DataFrame(series).rename_axis("label").reset_index()
+    return without_heading(to_markdown(Table("by_seed", "", "", frame, (Column("label", "Method"), *columns))))
 
 
 def recipe(suites: Sequence[SuiteResults]) -> str:

@@ -69,8 +69,9 @@ def ablation_table(
     bootstrap = cluster_bootstrap(scores, inside)
     costs = cost_table(part, grid).frame  # a line per row of the grid
     everything = np.ones(len(scores.cases), bool)
-    tests = paired_tests({"all": patient_means(scores, everything)}, grid.rows, own)
     by_seed = seed_scores(scores, inside)
+    alone = len(by_seed) < 2  # a test over patients would be read as one that holds seeds
+    tests = paired_tests({"all": patient_means(scores, everything)}, grid.rows, own) if alone else pd.DataFrame()
     effects = differences(bootstrap, grid.rows, {"all": GROUPS.index(ALL)}, own, by_seed, {"all": spread})
     compared = effects.assign(p=tests.get("all_p")).set_index("label") if len(effects) else pd.DataFrame()
     beside = paper and ablation.table is not None
@@ -102,7 +103,7 @@ def ablation_table(
     columns += [Column("backbone", "Backbone")] if len({line["backbone"] for line in lines}) > 1 else []
     columns += [Column(key, f"{group.label} (SE)", 1, beside=f"{key} SE") for key, group in SIZES.items()]
     columns += [Column("difference", "Difference", 1), Column("low", "low", 1), Column("high", "high", 1)]
-    columns += [Column("p", "p", 3, least=0.001)]
+    columns += [Column("p", "p", 3, least=0.001)] if alone else []
     if beside:
         columns += [
             Column("paper", "Paper (SE)", 1, beside="paper SE"),
@@ -116,10 +117,16 @@ def ablation_table(
     seeds = seed_words(scores, spread is not None)
     caption = (
         "Mean Dice in percent by object size, weighted as in the table by size. Difference: to the profile's own "
-        f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients{seeds}) "
-        "and p of Wilcoxon's signed-rank test on patients, corrected by Holm over the values of this table; it holds "
-        "no choice of seeds."
+        f"value ('own'), with its 95% interval ({DRAWS:,} bootstrap draws of patients{seeds})"
     )
+    if alone:
+        caption += (
+            " and p of Wilcoxon's signed-rank test on patients, corrected by Holm over the values of this table; it "
+            "holds no choice of seeds"
+        )
+    elif spread is None:
+        caption += "; each pair's spread is its own, by which a few seeds hardly tell anything"
+    caption += "."
     if beside:
         caption += f" Paper: its Table {ablation.table}, at its scale and on its data."
     frame = pd.DataFrame(lines).reindex(columns=keys)

@@ -1,14 +1,16 @@
 """The paper's claims, one by one: its effect, ours with an interval, and a verdict by a stated rule.
 
-Effects are in points of Dice, `better` minus `worse`, unless the claim says otherwise. Verdicts, by the 95% interval of
-the bootstrap over patients:
+Effects are in points of Dice, `better` minus `worse`, unless the claim says otherwise. Verdicts, by the 95% interval
+over patients and seeds:
     more        supported where the interval lies above 0, contradicted where it lies below
     no less     supported where it lies above -MARGIN, contradicted where it lies below -MARGIN
     share       (of complete misses) supported where it lies at or below the paper's, contradicted where it lies above
 Everything else is undecided, with the number of patients or seeds that would decide it, at even odds, if the effect
 stayed as it is. So is what was measured on a model that has learned next to nothing (Dice under LEARNED): two that miss
 everything are not alike, and one that was not trained loses to any. And so is what has one seed, for the interval then
-holds one training of each; from two on it holds the choice of seeds, too (`reports.statistics.effect_of`).
+holds one training of each; from two on it holds the choice of seeds, too (`reports.statistics.effect_of`). Two or three
+seeds tell little of a spread: in a suite of methods a pair's own may be small or large by chance, so what it decides
+must hold by that pooled over all decoders (`decoder_spread`), too.
 """
 
 from __future__ import annotations
@@ -17,120 +19,57 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from bench.errors import UserError
 from bench.suite_folder import read_suite
-from experiments.paper import TABLE_1, TABLE_2, TABLES_3_TO_8
 from reports.aggregate import Scores, misses, per_case, per_seed, score, seed_scores
 from reports.grid import Grid, check_grid
 from reports.load import SuiteResults, load_suite
 from reports.operations import RULE, operation_lines
-from reports.significance_tables import UNLIKE, suite_spread
+from reports.paper_claims import ALSO, CLAIMS, Claim
+from reports.significance_tables import UNLIKE, decoder_spread, suite_spread
 from reports.statistics import FEW_PATIENTS, Bootstrap, Effect, cluster_bootstrap, effect_of, half_width
-from reports.strata import ALL, GROUPS, LARGE, SMALL, Group, members
+from reports.strata import ALL, GROUPS, LARGE, SMALL, members
 from reports.tables import Column, Table
 
 MARGIN = 1.0  # points of Dice: "enough" is to lose no more
 MISSES = 1.4  # percent; section 4.2
 CHANCE = 0.025  # of none seen: the upper end of the exact two-sided 95% interval of a share (Clopper and Pearson)
 LEARNED = 5.0  # points of Dice
+DECIDED = ("supported", "contradicted")
 MOST = 100.0  # times the patients or seeds that there are; what would need more is not to be had
-
-
-@dataclass(frozen=True)
-class Claim:
-    """`better` and `worse` are methods of a suite, or (ablation, value).
-
-    group: the objects it is about; gain: what is claimed is the difference on small objects minus that on large ones;
-    paper: None where it has no number.
-    """
-
-    text: str
-    paper: float | None
-    better: str | tuple[str, str]
-    worse: str | tuple[str, str]
-    rule: Literal["more", "no less"] = "more"
-    group: Group = ALL
-    gain: bool = False
-
-
-def _table_1(method: str) -> float:
-    return TABLE_1["BoltzFormer+Hiera-S"][0] - TABLE_1[method][0]
-
-
-def _ablation(name: str, better: str, worse: str) -> tuple[float, tuple[str, str], tuple[str, str]]:
-    effect = TABLES_3_TO_8[name, better][0] - TABLES_3_TO_8[name, worse][0]
-    return effect, (name, better), (name, worse)
-
-
-def _table_2(size: str, method: str) -> float:
-    return TABLE_2[size, "BoltzFormer"][0] - TABLE_2[size, method][0]
-
-
-SAMPLED, THRESHOLD, FULL = "boltzmann sampling", "0.5 threshold", "full attention"
-INVERSE = "inverse (paper)"
-# methods of a main suite that are what an ablation's value is
-ALSO = {("attention", SAMPLED): "boltzformer", ("attention", FULL): "full_attention"}
-PIGMA, ENSEMBLE = "with pixel grounded correction", "query ensemble only"
-CLAIMS = (
-    Claim("BoltzFormer is better than SAM (text)", _table_1("SAM+Hiera-S (text)"), "boltzformer", "sam"),
-    Claim("BoltzFormer is better than SAM 2 (text)", _table_1("SAM2+Hiera-S (text)"), "boltzformer", "sam2"),
-    Claim("BoltzFormer is better than SEEM (text)", _table_1("SEEM+Hiera-S (text)"), "boltzformer", "seem"),
-    Claim("BoltzFormer is better than nnU-Net", _table_1("nnU-Net"), "boltzformer", "nnunet"),
-    Claim("BoltzFormer is better than BiomedParse", _table_1("BiomedParse"), "boltzformer", "biomedparse"),
-    Claim("Better than SAM (text) on small objects", _table_2("small", "SAM"), "boltzformer", "sam", group=SMALL),
-    Claim("Better than SAM 2 (text) on small objects", _table_2("small", "SAM2"), "boltzformer", "sam2", group=SMALL),
-    Claim("Better than SEEM (text) on small objects", _table_2("small", "SEEM"), "boltzformer", "seem", group=SMALL),
-    Claim("Better than SEEM (text) on large objects", _table_2("large", "SEEM"), "boltzformer", "seem", group=LARGE),
-    Claim(
-        "It gains more over SEEM on small objects than on large",
-        _table_2("small", "SEEM") - _table_2("large", "SEEM"),
-        "boltzformer",
-        "seem",
-        gain=True,
-    ),
-    Claim("Boltzmann sampling is better than a threshold", *_ablation("attention", SAMPLED, THRESHOLD)),
-    Claim("A threshold is better than full attention", *_ablation("attention", THRESHOLD, FULL)),
-    Claim("Boltzmann sampling is better than full attention", *_ablation("attention", SAMPLED, FULL)),
-    Claim("Temperature 1 is no worse than 0.25", *_ablation("temperature", "1", "0.25"), "no less"),
-    Claim("Temperature 1 is no worse than 0.5", *_ablation("temperature", "1", "0.5"), "no less"),
-    Claim("Temperature 1 is better than 2", *_ablation("temperature", "1", "2")),
-    Claim("10% of the tokens are better than 5%", *_ablation("samples", "10%", "5%")),
-    Claim("10% of the tokens are enough (against 20%)", *_ablation("samples", "10%", "20%"), "no less"),
-    Claim("10% of the tokens are enough (against 50%)", *_ablation("samples", "10%", "50%"), "no less"),
-    Claim("10 queries are enough (against 32)", *_ablation("queries", "10", "32"), "no less"),
-    Claim("10 queries are enough (against 101)", *_ablation("queries", "10", "101"), "no less"),
-    Claim("1 query is not enough (against 10)", *_ablation("queries", "10", "1")),
-    Claim("Annealing is better than one temperature", None, ("annealing", INVERSE), ("annealing", "constant")),
-    Claim("The text-conditioned prior helps", *_ablation("prior", "text-conditioned", "unconditioned")),
-    Claim("PiGMA helps", *_ablation("pigma", PIGMA, ENSEMBLE)),
-)
 
 
 @dataclass(frozen=True)
 class Measured:
     """An effect and the number of patients behind it (in the size group that has fewer); `dice`: of the worse of the
-    methods, in percent over all sizes.
+    methods, in percent over all sizes; pooled: the same with the spread over seeds of all decoders, None where a pair's
+    is all there is.
     """
 
     effect: Effect
     patients: int
     dice: float
+    pooled: Effect | None = None
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A suite with what its claims are read from; by_seed: (S, G, R) of `seed_scores`."""
+    """A suite with what its claims are read from: Dice, and the share of targets missed, both in percent.
+
+    by_seed, missed_by_seed: (S, G, R) of `seed_scores`.
+    """
 
     suite: SuiteResults
     grid: Grid
     scores: Scores
     bootstrap: Bootstrap
     by_seed: np.ndarray
+    missed: Bootstrap
+    missed_by_seed: np.ndarray
 
 
 def claims_table(suites: Sequence[SuiteResults], profile: Path) -> Table:
@@ -141,9 +80,9 @@ def claims_table(suites: Sequence[SuiteResults], profile: Path) -> Table:
     for claim in CLAIMS:
         found = next(filter(None, (_measure(claim, suite) for suite in scored)), None)
         lines.append({"claim": claim.text, "paper": claim.paper, "unit": "points"} | _line(found, claim.rule))
-    misses = next(filter(None, (_misses(suite) for suite in scored)), None)
+    missed = next(filter(None, (_misses(suite) for suite in scored)), None)
     lines.append({"claim": "BoltzFormer misses 1.4% of the targets completely", "paper": MISSES, "unit": "%"})
-    lines[-1] |= _line(misses, "share")
+    lines[-1] |= _line(missed, "share")
     lines += operation_lines(profile)
     columns = (
         Column("claim", "Claim"),
@@ -157,18 +96,18 @@ def claims_table(suites: Sequence[SuiteResults], profile: Path) -> Table:
         Column("verdict", "Verdict"),
     )
     caption = (
-        "Effects in points of Dice with 95% intervals over the cases, which are patients, weighted as in the tables, "
-        "and over seeds where there are two or more (Student's t; of ablations pooled over all rows but those of "
-        f"{' and '.join(UNLIKE)}); the paper's at its own scale. More: supported where the interval lies above 0, "
-        f"contradicted where it lies below. Enough or no worse: the same with -{MARGIN:g} point for 0. Misses: "
-        "supported where the interval lies at or below the paper's share, contradicted where it lies above; the "
-        "interval of none at all is the exact binomial one. "
-        f"{RULE} Undecided: with the patients or seeds that would "
-        "decide it, at even odds, if the effect stayed as it is; always with fewer than "
-        f"{FEW_PATIENTS} patients that have objects of the sizes compared, and where one of the methods compared "
-        f"stays below {LEARNED:g} points of Dice; and with one seed, whose interval holds no choice of seeds: what it "
-        "says of the patients alone stands beside. Each claim has an interval of its own: of so many, one in twenty "
-        "may miss the truth."
+        "Effects in points of Dice, of misses in percentage points, with 95% intervals over the cases, which are "
+        "patients, weighted as in the tables, and over seeds where there are two or more (Student's t; of ablations "
+        f"pooled over all rows but those of {' and '.join(UNLIKE)}); the paper's at its own scale. Better, and fewer: "
+        "supported where the interval lies above 0, contradicted where it lies below. Enough or no worse: the same "
+        f"with -{MARGIN:g} point for 0. Misses {MISSES:g}%: supported where the interval lies at or below that share, "
+        f"contradicted where it lies above; the interval of none at all is the exact binomial one. {RULE} Undecided: "
+        "with the patients or seeds that would decide it, at even odds, if the effect stayed as it is (of ablations: "
+        f"if all rows had so many seeds); always with fewer than {FEW_PATIENTS} patients that have objects of the "
+        f"sizes compared, and where one of the methods compared stays below {LEARNED:g} points of Dice; with one seed, "
+        "whose interval holds no choice of seeds: what it says of the patients alone stands beside; and where a pair's "
+        "own spread over seeds and that of all decoders do not say the same. Each claim has an interval of its own: of "
+        "so many, one in twenty may miss the truth."
     )
     phantom = any(suite.phantom for suite in suites)
     frame = pd.DataFrame(lines, columns=[column.key for column in columns])
@@ -206,15 +145,22 @@ def verdict(found: Measured, rule: str) -> str:
         return f"undecided: {found.patients} patients have such objects, an interval needs {FEW_PATIENTS}"
     if found.dice < LEARNED:
         return f"undecided: trained too little, to a Dice of {found.dice:.1f}"
-    told = _by_interval(found, rule)
+    told = _by_interval(effect, found.patients, rule)
     if effect.spread is None:
         return f"undecided: one seed; by patients alone: {told}"
-    return told if told in ("supported", "contradicted") else f"undecided: {told}"
+    decided = told in DECIDED
+    if found.pooled is not None:
+        pooled = _by_interval(found.pooled, found.patients, rule)
+        interval = f"{found.pooled.low:.2f} to {found.pooled.high:.2f}"
+        if decided and pooled != told:
+            return f"undecided: {told} by its own spread over seeds, not by that of all decoders ({interval})"
+        if not decided and pooled in DECIDED:
+            return f"undecided: {told}; {pooled} by the spread over seeds of all decoders ({interval})"
+    return told if decided else f"undecided: {told}"
 
 
-def _by_interval(found: Measured, rule: str) -> str:
+def _by_interval(effect: Effect, patients: int, rule: str) -> str:
     """ "supported", "contradicted", or what would decide."""
-    effect = found.effect
     bound = {"more": 0.0, "no less": -MARGIN, "share": MISSES}[rule]
     if effect.high <= bound if rule == "share" else effect.low > bound:
         return "supported"
@@ -223,12 +169,11 @@ def _by_interval(found: Measured, rule: str) -> str:
     if rule == "share" and effect.estimate == 0:
         needed = _rounded(math.log(CHANCE) / math.log(1 - MISSES / 100))
         return f"some {needed} patients without a miss would decide"
-    return _needed(found, bound)
+    return _needed(effect, patients, bound)
 
 
-def _needed(found: Measured, bound: float) -> str:
+def _needed(effect: Effect, patients: int, bound: float) -> str:
     """What would bring `bound` out of the interval, if the effect stayed: more patients, more seeds, or both."""
-    effect = found.effect
     distance = abs(effect.estimate - bound)
     half = (effect.estimate - effect.low) if effect.estimate > bound else (effect.high - effect.estimate)
     if distance <= 1e-9 * half:
@@ -237,19 +182,19 @@ def _needed(found: Measured, bound: float) -> str:
         times = (half / distance) ** 2
         if times > MOST:
             return f"over {MOST:.0f} times the patients would be needed"
-        return f"some {_rounded(found.patients * times)} patients would decide"
+        return f"some {_rounded(patients * times)} patients would decide"
 
-    def enough(patients: float, seeds: float) -> bool:
+    def enough(times: float, seeds: float) -> bool:
         """Whether so many times the patients and the seeds decide."""
         more = effect.seeds * seeds
         freedom = effect.spread.freedom * (more - 1) / (effect.seeds - 1)
-        return half_width(effect.patient_se / math.sqrt(patients), effect.spread.sd, more, freedom) < distance
+        return half_width(effect.patient_se / math.sqrt(times), effect.spread.sd, more, freedom) < distance
 
     ways = {
         "patients": _least(lambda times: enough(times, 1)),
         "seeds": _least(lambda times: enough(1, times)),
     }
-    numbers = {"patients": found.patients, "seeds": effect.seeds}
+    numbers = {"patients": patients, "seeds": effect.seeds}
     told = [f"{_rounded(numbers[what] * times)} {what}" for what, times in ways.items() if times is not None]
     if told:
         return f"some {' or '.join(told)} would decide"
@@ -291,7 +236,10 @@ def _scored(suite: SuiteResults) -> Scored:
     grid = check_grid(suite)
     scores = score(suite.records, grid)
     inside = members(scores.cases["area_pct"], GROUPS)
-    return Scored(suite, grid, scores, cluster_bootstrap(scores, inside), seed_scores(scores, inside))
+    missed = 100 * misses(suite.records)
+    missing = replace(scores, dice=per_case(missed, grid), by_seed=per_seed(missed, suite.records, grid))
+    of_dice, of_misses = ((cluster_bootstrap(part, inside), seed_scores(part, inside)) for part in (scores, missing))
+    return Scored(suite, grid, scores, *of_dice, *of_misses)
 
 
 def _measure(claim: Claim, scored: Scored) -> Measured | None:
@@ -303,17 +251,29 @@ def _measure(claim: Claim, scored: Scored) -> Measured | None:
     groups = (SMALL, LARGE) if claim.gain else (claim.group,)
 
     def claimed(values: np.ndarray) -> np.ndarray:
-        """(..., G, R) -> (...): better minus worse, of small objects minus of large ones where that is claimed."""
-        by_group = [values[..., GROUPS.index(g), places[0]] - values[..., GROUPS.index(g), places[1]] for g in groups]
-        return by_group[0] - by_group[1] if claim.gain else by_group[0]
+        """(..., G, R) -> (..., R): what is better where it is more, on small objects minus on large where that is
+        claimed."""
+        by_group = [values[..., GROUPS.index(group), :] for group in groups]
+        more = by_group[0] - by_group[1] if claim.gain else by_group[0]
+        return -more if claim.misses else more
 
-    bootstrap, by_seed = scored.bootstrap, scored.by_seed
-    pooled = suite_spread(scored.suite, scored.grid, by_seed[:, GROUPS.index(ALL)]) if groups == (ALL,) else None
-    effect = effect_of(claimed(bootstrap.estimate), claimed(bootstrap.draws), claimed(by_seed), pooled)
+    def pair(values: np.ndarray) -> np.ndarray:
+        return values[..., places[0]] - values[..., places[1]]
+
+    of_dice = (scored.bootstrap, scored.by_seed)
+    bootstrap, by_seed = (scored.missed, scored.missed_by_seed) if claim.misses else of_dice
+    estimate, draws, seeds = (claimed(values) for values in (bootstrap.estimate, bootstrap.draws, by_seed))
+    spread = suite_spread(scored.suite, scored.grid, seeds) if groups == (ALL,) else None
+    effect = effect_of(pair(estimate), pair(draws), pair(seeds), spread)
+    decoders = (
+        None if scored.suite.ablations else decoder_spread([scored.grid.rows[p] for p in places], scored.grid, seeds)
+    )
+    pooled = effect_of(pair(estimate), pair(draws), pair(seeds), decoders) if decoders else None
     cases = scored.scores.cases
     inside = members(cases["area_pct"], groups)
     patients = min(len(cases.loc[flags, ["dataset", "patient"]].drop_duplicates()) for flags in inside.T)
-    return Measured(effect, patients, float(bootstrap.estimate[GROUPS.index(ALL), list(places)].min()))
+    dice = scored.bootstrap.estimate[GROUPS.index(ALL), list(places)]
+    return Measured(effect, patients, float(dice.min()), pooled)
 
 
 def _misses(scored: Scored) -> Measured | None:
@@ -322,18 +282,14 @@ def _misses(scored: Scored) -> Measured | None:
     place = next((p for p, row in enumerate(rows) if row.method == "boltzformer" and complete[p]), None)
     if place is None:
         return None
-    missed = 100 * misses(scored.suite.records)
-    by_seed = per_seed(missed, scored.suite.records, scored.grid)
-    scores = replace(scored.scores, dice=per_case(missed, scored.grid), by_seed=by_seed)
-    inside = members(scores.cases["area_pct"], (ALL,))
-    bootstrap = cluster_bootstrap(scores, inside)
-    found = (values[..., 0, place] for values in (bootstrap.estimate, bootstrap.draws, seed_scores(scores, inside)))
+    missed, group = scored.missed, GROUPS.index(ALL)
+    found = (values[..., group, place] for values in (missed.estimate, missed.draws, scored.missed_by_seed))
     effect = effect_of(*found)
-    patients = sum(bootstrap.clusters)
+    patients = sum(missed.clusters)
     # Student's t knows no bounds, and patients without a miss, drawn anew, have none again
     high = 100 * (1 - CHANCE ** (1 / patients)) if effect.estimate == 0 else effect.high
     effect = replace(effect, low=max(effect.low, 0.0), high=high)
-    return Measured(effect, patients, float(scored.bootstrap.estimate[GROUPS.index(ALL), place]))
+    return Measured(effect, patients, float(scored.bootstrap.estimate[group, place]))
 
 
 def _row(side: str | tuple[str, str], suite: SuiteResults) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ TRUTH_COLOR, MASK_COLOR = "#ff2020", (0, 200, 83)
 LINE_OF_RANKS = 3.0  # inches between the names on both sides
 TITLE = 24  # characters over a panel of the overlays
 ABREAST = 10  # methods beside each other there
+SEVERAL = re.compile(r"\d+ [a-z -]+ x (\d+) iterations")  # of nnU-Net's budget: models trained one after the other
 
 
 def dice_vs_size(scores: Scores, grid: Grid, bootstrap: Bootstrap, phantom: bool) -> Drawing:
@@ -70,8 +72,8 @@ def curves(results: SuiteResults, phantom: bool) -> Drawing:
     """Train loss and validation Dice over the training, one line per run (the seeds of a method in one colour, each
     dashed in its own way), from history.jsonl.
 
-    Across: the share of the run's steps, so that runs of very different numbers of steps can be read side by side
-    (nnU-Net's experts train one after the other, and each begins anew; its loss is its own).
+    Across: the share of the run's steps, so that runs of very different numbers of steps can be read side by side; of
+    nnU-Net's experts, each of which begins anew, the share of one's, and their mean (on patches; its loss is its own).
     Points of equal step are averaged: a run resumed after a kill repeats some. Train loss is a running mean
     over a fiftieth of its points, drawn over the raw values, on a scale of its own: methods minimise different
     functions. `val_dice` is a fraction in the history and percent here.
@@ -278,11 +280,16 @@ def _frame(box: tuple[int, int, int, int]) -> tuple[list[float], list[float]]:
 
 
 def _curve(run: Run, name: str) -> pd.Series:
+    """A column of the history over the share of the training in percent; of several models their mean."""
     if name not in run.history:
         return pd.Series(dtype="float64")
     points = run.history[["step", name]].apply(pd.to_numeric, errors="coerce").dropna()
+    several = SEVERAL.match(run.fit.get("budget") or "")
+    last = int(several[1]) if several else max(run.history["step"].max(), 1)
+    if several:
+        points["step"] = (points["step"] - 1) % last + 1
     curve = points.groupby("step")[name].mean()
-    curve.index = 100 * curve.index / max(run.history["step"].max(), 1)
+    curve.index = 100 * curve.index / last
     return curve
 
 

@@ -45,7 +45,7 @@ def draw(
         caption = (
             "Train loss (running mean over the raw values) and validation Dice. A step means what the "
             "method's budget says, and losses of different methods are not the same function: each stands on its own "
-            "scale. nnU-Net trains its experts one after the other, each from nothing, and measures Dice on patches. "
+            "scale. Of nnU-Net's experts the mean, of Dice on patches. "
             "Seeds of a method: solid, dashed, dotted."
         )
         pictures.append(Picture("curves", "Training curves", caption, figures.curves(results, results.phantom)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from reports.aggregate import Scores
-from reports.grid import Grid
+from reports.grid import Grid, Row
 from reports.load import SuiteResults
 from reports.significance import ALPHA, Ranking, paired_tests, patient_means, rank_stability, seed_components
 from reports.statistics import DRAWS, Bootstrap, Spread, differences, pooled_spread, rows_by_seeds
@@ -58,6 +60,16 @@ def suite_spread(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> Spre
     return pooled_spread(by_seed[:, _alike(results, grid)]) if results.ablations else None
 
 
+def decoder_spread(pair: Sequence[Row], grid: Grid, by_seed: np.ndarray) -> Spread | None:
+    """The spread over seeds of a difference, pooled over the decoders of a suite of methods (the rows on a backbone,
+    which one recipe trains), from (S, R) scores; None where a row of the pair is none, or no other decoder is there.
+    """
+    decoders = [row.backbone != "-" for row in grid.rows]
+    if sum(decoders) < 3 or any(row.backbone == "-" for row in pair):
+        return None
+    return pooled_spread(by_seed[:, decoders])
+
+
 def unlike_rows(results: SuiteResults) -> set[str]:
     """The rows of a suite of ablations whose spread over seeds is not pooled with the others'."""
     return {row for name in UNLIKE for row in results.ablations.get(name, {}).values()} - {results.reference}
@@ -77,10 +89,10 @@ def chance_words(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> str:
     if found is None or np.isnan(found.p):
         return ""
     left_out = f" but those of {' and '.join(UNLIKE)}" if unlike_rows(results) else ""
-    more = "more" if found.p < ALPHA else "no more"
+    told = "differ more than trainings of one row do" if found.p < ALPHA else "are not told from trainings of one row"
     between, rest = found.freedom
     return (
-        f" On these patients the {found.rows} rows{left_out} differ {more} than trainings of one row do: "
+        f" On these patients the {found.rows} rows{left_out} {told}: "
         f"F({between}, {rest}) = {found.f:.2f} of rows by seeds, p = {found.p:.2g}; beside what a seed does to all of "
         f"them, a training varies by {found.sd:.1f} points (standard deviation)."
     )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,9 @@ from bench.archive import archive_suite
 from bench.errors import UserError
 from bench.spec import RunSpec
 from bench.tuned import Budget, Trial, Tuned
-from experiments.results import ledger, make_page, searched, side_by_side
+from experiments.results import by_seed, hours, ledger, make_page, searched, side_by_side
 from reports.build import build_report
+from reports.load import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = """# Results
@@ -81,6 +83,42 @@ def test_it_traces_to_runs_a_split_and_a_command(root):
         assert re.search(rf"\| {run.name} \| finished \| [\d.]+ \|.* \| [0-9a-f]{{10}}", text)
     assert "`bench run --suite smoke --data toy" in text and "4 of 4 runs" in text
     assert re.search(r"split `[0-9a-f]{12}`", text) and "archive `docs/results/toy`" in text
+
+
+def test_numbers_in_the_text_are_those_of_the_report(root, tmp_path):
+    template = root / "docs" / "results.md.j2"
+    template.write_text('{{ dice("toy", "BoltzFormer+Hiera-XT") }} {{ hours("toy", "later") }}')
+    seeds = pd.read_csv(build_report(root / "docs" / "results" / "toy", tmp_path / "report").tables["seeds.csv"])
+    (mean,) = seeds.loc[seeds["label"] == "BoltzFormer+Hiera-XT", "mean"]
+    assert texts_of(make_page(root))["docs/results.md"].split() == [f"{mean:.1f}", "0"]
+    template.write_text('{{ dice("toy", "BoltzFormer") }}')
+    with pytest.raises(UserError, match=r"no row 'BoltzFormer', it has .*BoltzFormer\+Hiera-XT"):
+        make_page(root)
+
+
+def test_a_run_of_two_archives_counts_once(root):
+    suite = load_suite(root / "docs" / "results" / "toy")
+    seconds = [json.loads(file.read_text())["seconds"] for file in suite.folder.glob("*/status.json")]
+    assert hours([suite, suite]) == pytest.approx(sum(seconds) / 3600)
+
+
+def test_an_object_stands_seed_by_seed_beside_all_others(root):
+    """Dice by the counts of each mask; the location prior, which has no backbone, has no line."""
+    suite = load_suite(root / "docs" / "results" / "toy")
+    again = replace(suite, records=suite.records.assign(seed=1, fp=suite.records["fp"] + 5))
+    records = pd.concat([suite.records, again.records], ignore_index=True)
+    both = replace(suite, records=records)
+    records["dice"] = 100 * 2 * records["tp"] / (2 * records["tp"] + records["fp"] + records["fn"])
+    header, _, *lines = by_seed({"short": suite, "long": both}, "block").splitlines()
+    titles = [f"{what}, {where}" for where in ("short", "long") for what in ("Block", "All else")]
+    assert header == f"| Method | {' | '.join(titles)} |" and len(lines) == 3
+    for line in lines:
+        label, *cells = line.strip("| ").split(" | ")
+        mine = records[records["method"] == {name: key for key, name in suite.methods.items()}[label.split("+")[0]]]
+        means = mine.groupby([mine["object"] == "block", "seed"])["dice"].mean()
+        first, second = (f"{means[True, seed]:.1f}" for seed in (0, 1))
+        rest = means[False, 0], (means[False, 0] + means[False, 1]) / 2
+        assert cells == [first, f"{rest[0]:.1f}", f"{first}, {second}", f"{rest[1]:.1f}"]
 
 
 def test_ledgers_of_several_reports_are_one_table():

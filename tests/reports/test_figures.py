@@ -129,6 +129,18 @@ def test_a_method_with_several_seeds_stands_in_the_legend_of_the_curves_once(bui
     assert drawn.count("seed") == 0
 
 
+def test_models_that_train_one_after_the_other_are_one_curve(loaded):
+    """Two experts of 20 iterations: the mean at the same share of each one's training, not a saw."""
+    results = loaded[0]
+    run = next(run for run in results.runs if run.method == "nnunet")
+    history = pd.DataFrame({"step": [10, 20, 30, 40], "val_dice": [0.0, 0.8, 0.2, 0.6]})
+    fit = {"budget": "2 experts x 20 iterations x 2 patches of 64x64 px"}
+    several = replace(run, fit=fit, history=history)
+    assert figures._curve(several, "val_dice").to_dict() == {50.0: 0.1, 100.0: 0.7}
+    alone = replace(several, fit={"budget": "40 steps x 2 images"})
+    assert figures._curve(alone, "val_dice").to_dict() == {25.0: 0.0, 50.0: 0.8, 75.0: 0.2, 100.0: 0.6}
+
+
 def test_names_are_no_formulas_in_the_critical_difference_diagram(loaded):
     order = ranking(patient_means(loaded[2], np.ones(len(loaded[2].cases), bool)))
     names = [rf"$\frac$ {place}" for place in range(3)]

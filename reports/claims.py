@@ -265,10 +265,8 @@ def _measure(claim: Claim, scored: Scored) -> Measured | None:
     estimate, draws, seeds = (claimed(values) for values in (bootstrap.estimate, bootstrap.draws, by_seed))
     spread = suite_spread(scored.suite, scored.grid, seeds) if groups == (ALL,) else None
     effect = effect_of(pair(estimate), pair(draws), pair(seeds), spread)
-    decoders = (
-        None if scored.suite.ablations else decoder_spread([scored.grid.rows[p] for p in places], scored.grid, seeds)
-    )
-    pooled = effect_of(pair(estimate), pair(draws), pair(seeds), decoders) if decoders else None
+    of_all = None if scored.suite.ablations else decoder_spread(places, scored.grid, seeds)
+    pooled = effect_of(pair(estimate), pair(draws), pair(seeds), of_all) if of_all else None
     cases = scored.scores.cases
     inside = members(cases["area_pct"], groups)
     patients = min(len(cases.loc[flags, ["dataset", "patient"]].drop_duplicates()) for flags in inside.T)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from reports.aggregate import Scores
-from reports.grid import Grid, Row
+from reports.grid import Grid
 from reports.load import SuiteResults
 from reports.significance import ALPHA, Ranking, paired_tests, patient_means, rank_stability, seed_components
 from reports.statistics import DRAWS, Bootstrap, Spread, differences, pooled_spread, rows_by_seeds
@@ -60,14 +60,12 @@ def suite_spread(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> Spre
     return pooled_spread(by_seed[:, _alike(results, grid)]) if results.ablations else None
 
 
-def decoder_spread(pair: Sequence[Row], grid: Grid, by_seed: np.ndarray) -> Spread | None:
+def decoder_spread(places: Sequence[int], grid: Grid, by_seed: np.ndarray) -> Spread | None:
     """The spread over seeds of a difference, pooled over the decoders of a suite of methods (the rows on a backbone,
-    which one recipe trains), from (S, R) scores; None where a row of the pair is none, or no other decoder is there.
+    which one recipe trains), from (S, R) scores; None where a row at `places` is none, or no other decoder is there.
     """
-    decoders = [row.backbone != "-" for row in grid.rows]
-    if sum(decoders) < 3 or any(row.backbone == "-" for row in pair):
-        return None
-    return pooled_spread(by_seed[:, decoders])
+    decoders = np.flatnonzero([row.backbone != "-" for row in grid.rows])
+    return pooled_spread(by_seed[:, decoders]) if len(decoders) > 2 and np.isin(places, decoders).all() else None
 
 
 def unlike_rows(results: SuiteResults) -> set[str]:

@@ -167,11 +167,10 @@ def test_the_spread_of_all_decoders_has_nothing_of_methods_without_a_backbone(su
     grid = check_grid(load_suite(build.suite(tmp_path / "four", size=48, patients=8, methods=rows)))
     by_seed = np.array([[70.0, 72, 65, 10], [71, 72, 68, 80], [70.5, 75, 64, 40]])
     rest = by_seed[:, :3] - by_seed[:, :3].mean(0) - by_seed[:, :3].mean(1, keepdims=True) + by_seed[:, :3].mean()
-    pair = grid.rows[:2]
-    assert decoder_spread(pair, grid, by_seed).sd == pytest.approx(np.sqrt(2 * (rest**2).sum() / 4))
-    assert decoder_spread((grid.rows[1], grid.rows[3]), grid, by_seed) is None
+    assert decoder_spread((0, 1), grid, by_seed).sd == pytest.approx(np.sqrt(2 * (rest**2).sum() / 4))
+    assert decoder_spread((1, 3), grid, by_seed) is None
     two = check_grid(load_suite(suite))  # SEEM and BoltzFormer tell no more than their own
-    assert decoder_spread(two.rows[:2], two, by_seed[:, [0, 1, 3]]) is None
+    assert decoder_spread((0, 1), two, by_seed[:, [0, 1, 3]]) is None
 
 
 def test_fewer_misses_are_more(suite):

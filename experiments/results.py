@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import jinja2
+import numpy as np
 import pandas as pd
 import typer
 
@@ -25,8 +26,9 @@ from bench.errors import UserError
 from bench.search import in_words
 from bench.suite_folder import read_spec
 from bench.tuned import Trial, read_tuned
-from reports.aggregate import record_dice
+from reports.aggregate import score, seed_scores
 from reports.build import build_report
+from reports.grid import check_grid
 from reports.load import SuiteResults, load_suite
 from reports.tables import Column, Table, highlight, to_markdown
 
@@ -215,17 +217,17 @@ def by_seed(suites: Mapping[str, SuiteResults], name: str) -> str:
     """
     columns, series = [], {}
     for where, suite in suites.items():
-        mine = suite.records[suite.records["backbone"] != "-"]
-        frame = mine[["method", "backbone", "seed"]].assign(dice=record_dice(mine), there=mine["object"] == name)
-        rows = [suite.label(*row) for row in zip(frame["method"], frame["backbone"], strict=True)]
-        means = frame.groupby([pd.Index(rows, name="label"), "there", "seed"], sort=False)["dice"].mean()
-        for there, title in ((True, f"{name}, {where}"), (False, f"all else, {where}")):
-            if there not in means.index.get_level_values("there"):
-                continue
-            part = means.xs(there, level="there").unstack("seed").sort_index(axis=1)
-            seeds = part.apply(lambda line: ", ".join(f"{dice:.1f}" for dice in line.dropna()), axis=1)
-            series[title] = seeds if there else part.mean(axis=1)
-            columns.append(Column(title, title[0].upper() + title[1:], None if there else 1))
+        grid = check_grid(suite)
+        scores = score(suite.records, grid)
+        inside = (scores.cases["object"] == name).to_numpy()
+        decoders = [place for place, row in enumerate(grid.rows) if row.backbone != "-"]
+        labels = [grid.rows[place].label for place in decoders]
+        means = seed_scores(scores, np.c_[inside, ~inside])[:, :, decoders]  # (seeds, 2, rows)
+        seeds = [", ".join(f"{dice:.1f}" for dice in row[np.isfinite(row)]) for row in means[:, 0].T]
+        series[f"{name}, {where}"] = pd.Series(seeds, labels)
+        series[f"all else, {where}"] = pd.Series(means[:, 1].mean(axis=0), labels)
+        columns.append(Column(f"{name}, {where}", f"{name.capitalize()}, {where}"))
+        columns.append(Column(f"all else, {where}", f"All else, {where}", 1))
     frame = pd.DataFrame(series).rename_axis("label").reset_index()
     return without_heading(to_markdown(Table("by_seed", "", "", frame, (Column("label", "Method"), *columns))))
 

@@ -57,7 +57,7 @@ def suite_spread(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> Spre
     """The spread over seeds of a difference, pooled over the rows of a suite of ablations, which are variants of one
     method, without `unlike_rows`, from (S, R) scores; None for a suite of methods: each has a spread of its own.
     """
-    return pooled_spread(by_seed[:, _alike(results, grid)]) if results.ablations else None
+    return pooled_spread(by_seed[:, _pooled_rows(results, grid)]) if results.ablations else None
 
 
 def decoder_spread(places: Sequence[int], grid: Grid, by_seed: np.ndarray) -> Spread | None:
@@ -73,7 +73,7 @@ def unlike_rows(results: SuiteResults) -> set[str]:
     return {row for name in UNLIKE for row in results.ablations.get(name, {}).values()} - {results.reference}
 
 
-def _alike(results: SuiteResults, grid: Grid) -> list[bool]:
+def _pooled_rows(results: SuiteResults, grid: Grid) -> list[bool]:
     """(R,) of a suite of ablations: the rows that are not `unlike_rows`."""
     unlike = unlike_rows(results)
     return [row.method not in unlike for row in grid.rows]
@@ -83,7 +83,7 @@ def chance_words(results: SuiteResults, grid: Grid, by_seed: np.ndarray) -> str:
     """Whether the rows of a suite of ablations differ by more than chance in training, from (S, R) scores; empty for a
     suite of methods and with one seed.
     """
-    found = rows_by_seeds(by_seed[:, _alike(results, grid)]) if results.ablations else None
+    found = rows_by_seeds(by_seed[:, _pooled_rows(results, grid)]) if results.ablations else None
     if found is None or np.isnan(found.p):
         return ""
     left_out = f" but those of {' and '.join(UNLIKE)}" if unlike_rows(results) else ""

@@ -31,12 +31,19 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture
-def two_priors(squares, tmp_path):
-    """A suite folder with splits, and the specs of two location priors."""
+def split_squares(squares, tmp_path):
+    """A suite folder with the squares' splits in it, and the splits."""
     folder = tmp_path / "runs" / "suite"
     folder.mkdir(parents=True)
     splits = make_splits([load_dataset(squares)])
     splits.save(folder / "splits.json")
+    return folder, splits
+
+
+@pytest.fixture
+def two_priors(split_squares):
+    """A suite folder with splits, and the specs of two location priors."""
+    folder, splits = split_squares
     suite, profile = SUITES["smoke"], PROFILES["smoke"]
     return folder, [make_spec(suite, profile, "location_prior", "-", seed, splits.hash) for seed in (0, 1)]
 

@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 
 from bench import execute as execution
-from bench.data.dataset import load_dataset
-from bench.data.splits import make_splits
 from bench.execute import execute, is_finished, mark_interrupted, run_state
 from bench.interface import FitSummary, Prediction
 from bench.methods import METHODS, MethodEntry
@@ -47,12 +45,9 @@ def truth(file):
 
 
 @pytest.fixture
-def suite(squares, tmp_path):
+def suite(split_squares):
     """A suite folder with splits, and a spec for it."""
-    folder = tmp_path / "runs" / "suite"
-    folder.mkdir(parents=True)
-    splits = make_splits([load_dataset(squares)])
-    splits.save(folder / "splits.json")
+    folder, splits = split_squares
     return folder, RunSpec(
         suite="smoke", profile="smoke", method="shifted", backbone="-", seed=3, split_hash=splits.hash
     )
